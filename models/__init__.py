@@ -1,0 +1,1 @@
+"""The methods: plain functions over tensors, free of ComfyUI."""

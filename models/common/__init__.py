@@ -1,0 +1,1 @@
+"""What two systems or more share."""

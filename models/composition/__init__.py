@@ -1,0 +1,1 @@
+"""Composition anchors: wanted and measured horizon and subject. Import from the modules."""

@@ -1,0 +1,13 @@
+"""Nodes of the composition system."""
+
+from comfy_api.latest import io
+
+from .anchor import AnchorRaster, DefineAnchor
+from .measure import MeasureComposition, ScoreComposition
+
+NODES: list[type[io.ComfyNode]] = [
+    DefineAnchor,
+    MeasureComposition,
+    ScoreComposition,
+    AnchorRaster,
+]

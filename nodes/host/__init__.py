@@ -1,0 +1,1 @@
+"""Adapters to ComfyUI, each used by two systems or more."""

@@ -1,0 +1,122 @@
+"""The horizon finder on pictures whose horizon is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from veduta.models.composition.frame import content_box
+from veduta.models.composition.horizon import find_horizons
+from veduta.models.composition.horizon_lines import (
+    candidate_lines,
+    channels_of,
+    describe_lines,
+    heights_at,
+    squeeze,
+)
+from veduta.models.composition.horizon_mask import horizon_of_mask
+from veduta.models.composition.horizon_voters import (
+    find_segments,
+    vote_coherence,
+    vote_segments,
+    vote_split,
+)
+from veduta.models.composition.weights import load_network
+
+
+def two_tone(left: float, right: float, side: int = 128) -> Tensor:
+    """Blue over brown, (1 3 s s), parted by a line between two edge heights."""
+    axis = (torch.arange(side) + 0.5) / side
+    below = (axis[:, None] > left + (right - left) * axis[None]).float()
+    sky, land = torch.tensor([0.55, 0.7, 0.9]), torch.tensor([0.35, 0.25, 0.12])
+    return torch.lerp(sky[:, None, None], land[:, None, None], below)[None]
+
+
+def grain(seed: int, side: int = 128) -> Tensor:
+    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return noise * 0.3 + 0.35
+
+
+def gap(line: Tensor, left: float, right: float) -> float:
+    return float((line - torch.tensor([left, right])).abs().max())
+
+
+@pytest.mark.parametrize(("left", "right"), [(0.5, 0.5), (0.3, 0.4), (0.7, 0.55)])
+def test_every_classical_voter_prefers_the_edge_of_two_tones(left, right):
+    lines, image = candidate_lines(), two_tone(left, right)
+    stats = describe_lines(channels_of(squeeze(image)), lines)
+    votes = [vote_coherence(stats.thin)[0], vote_split(stats, lines)[0]]
+    votes.append(vote_segments(find_segments(image[0]), lines))
+    for vote in votes:
+        assert gap(lines[vote.argmax()], left, right) < 0.035  # the grid's own step is 0.033
+
+
+def test_band_means_of_a_ramp_by_hand():
+    side = 100
+    ramp = (torch.arange(side) + 0.5)[:, None].expand(side, side)[None, None] / side
+    stats = describe_lines(ramp, torch.tensor([[0.5, 0.5]]), thin=0.1)
+    assert_close(stats.thin[0, 0, 0, 0], torch.tensor([0.45, 0.55]))  # middles of the two bands
+    assert_close(stats.far[0, 0, 0], torch.tensor([0.25, 0.75]))
+
+
+def test_heights_run_from_edge_to_edge():
+    heights = heights_at(torch.tensor([[0.2, 0.6]]), torch.tensor([0.0, 0.5, 1.0]))
+    assert_close(heights, torch.tensor([[0.2, 0.4, 0.6]]))
+
+
+@pytest.mark.parametrize(("left", "right"), [(0.5, 0.5), (0.34, 0.46), (0.7, 0.6)])
+def test_line_between_two_tones_is_found(left, right):
+    found = find_horizons(two_tone(left, right), load_network())[0]
+    assert found is not None
+    assert abs(found.left - left) < 0.03
+    assert abs(found.right - right) < 0.03
+
+
+def test_mirroring_swaps_the_edges():
+    image = two_tone(0.4, 0.5)
+    found, mirrored = find_horizons(torch.cat([image, image.flip(-1)]), load_network())
+    assert found is not None
+    assert mirrored is not None
+    assert abs(found.left - mirrored.right) < 0.02
+    assert abs(found.right - mirrored.left) < 0.02
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_noise_has_no_sure_horizon(seed):
+    found = find_horizons(grain(seed), load_network())[0]
+    assert found is None or found.confidence < 0.5
+
+
+def test_flat_picture_has_none():
+    assert find_horizons(torch.full((1, 3, 64, 64), 0.4), load_network()) == [None]
+
+
+def test_letterbox_bars_are_not_part_of_the_picture():
+    image = grain(5)[0].clone()
+    image[:, :16] = 0.0
+    image[:, -16:] = 0.0
+    assert content_box(image) == (0.0, 0.125, 1.0, 0.875)
+    assert content_box(grain(5)[0]) == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_an_even_sky_over_uneven_land_is_no_border():
+    image = grain(6)[0].clone()
+    image[:, :50] = 0.7
+    assert content_box(image) == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_mask_line_ignores_a_tower():
+    axis = (torch.arange(200) + 0.5) / 200
+    sky = (axis[:, None] < 0.4 + 0.2 * axis[None]).float()
+    sky[:, 60:90] = (axis[:, None] < 0.1).float()
+    left, right, share = horizon_of_mask(sky)
+    assert math.isclose(left, 0.4, abs_tol=0.01)
+    assert math.isclose(right, 0.6, abs_tol=0.01)
+    assert 0.8 < share < 0.9
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_mask_of_one_value_has_no_line(value):
+    assert horizon_of_mask(torch.full((50, 80), value)) is None
