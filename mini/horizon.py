@@ -30,7 +30,7 @@ WEIGHTS = HERE.parent / "models" / "composition" / "weights" / "horizon.safetens
 PICTURES = 12_000
 VIEW_PX = 128
 BATCH = 48
-EPOCHS = 14
+EPOCHS = 30
 SOME_LINES = 140  # scored per step; all of them when the network is used
 SPREAD = 0.025  # of the soft target around the true edge heights
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from . import networks
-from .load import load_text_encoder, load_vae
+from . import horizon, networks
+from .load import load_text_encoder, load_vae, read_weights
 from .loop import Recipe, fit
 from .networks import DEVICE, normalise, to_tensor
 from .pool import UNSEEN_FROM, load_pool, render_pool
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
 SIZE = 128  # px a side of the training pictures
 SCENES, UNSEEN = 20_000, 1_000
-UNET_SCENES = 8_000  # of them, whose latents and text states are kept
+UNET_SCENES = 6_000  # of them, whose latents and text states are kept
 
 RECIPES = {
     "vae": Recipe(steps=4_200, learning_rate=1e-3, ema_decay=0.998),
@@ -40,6 +40,7 @@ RECIPES = {
     "unet": Recipe(steps=16_000, learning_rate=5e-4, ema_decay=0.9995),
 }
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
+MIN_SNR_GAMMA = 5.0  # layout first: nearly clean steps count for less
 NO_CAPTION_SHARE = 0.1  # of the training pictures, for classifier-free guidance
 
 
@@ -47,12 +48,16 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="dev.py mini", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all if left out")
     parser.add_argument("--run", type=Path, default=HERE / "runs" / f"mini{SIZE}")
+    parser.add_argument("--go-on", action="store_true", help="start the unet from mini/weights")
     parser.add_argument("--steps", type=int, help="length of the stage, instead of its recipe's")
     options = parser.parse_args(argv)
     unknown = [stage for stage in options.stages if stage not in STAGES]
     if unknown:
         parser.error(f"there is no stage {unknown[0]}; choose from {', '.join(STAGES)}")
     for name in options.stages or STAGES:
+        if name == "horizon":
+            horizon.main([])
+            continue
         if name == "card":
             from .evaluate import write_card  # only the card needs ComfyUI's sampling
 
@@ -62,7 +67,10 @@ def main(argv: list[str]) -> None:
         recipe = RECIPES[name]
         if options.steps:
             recipe = replace(recipe, steps=options.steps)
-        TRAINERS[name](options.run, recipe)
+        if name == "unet":
+            train_unet(options.run, recipe, options.go_on)
+        else:
+            TRAINERS[name](options.run, recipe)
 
 
 def train_vae(run: Path, recipe: Recipe) -> None:
@@ -131,10 +139,12 @@ def train_image_text(run: Path, recipe: Recipe) -> None:
     )
 
 
-def train_unet(run: Path, recipe: Recipe) -> None:
-    """Noise prediction on latents, captions dropped at random."""
+def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
+    """Noise prediction on latents with min-SNR weights, captions dropped at random."""
     latents, texts, empty = _cached(run)
-    unet = networks.build_unet(seed=3).to(DEVICE)
+    unet = networks.build_unet(seed=3).to(DEVICE, memory_format=torch.channels_last)
+    if go_on:
+        unet.load_state_dict(read_weights("unet")[0])
     alpha_bar = _alpha_bar().to(DEVICE)
 
     def loss_of(generator: Generator) -> Tensor:
@@ -149,7 +159,9 @@ def train_unet(run: Path, recipe: Recipe) -> None:
         noisy = a.sqrt() * x0 + (1 - a).sqrt() * eps
         with _autocast():
             predicted = unet(noisy, t, context)
-        return F.mse_loss(predicted.float(), eps)
+        error = (predicted.float() - eps).square().mean((1, 2, 3))
+        snr = alpha_bar[t] / (1 - alpha_bar[t])
+        return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()  # Hang et al. 2303.09556
 
     fit(unet, recipe, loss_of, run / "unet")
     _save("unet", unet.state_dict(), {
@@ -171,13 +183,16 @@ def _cached(run: Path) -> tuple[Tensor, Tensor, Tensor]:
         images, captions = images[:UNET_SCENES], captions[:UNET_SCENES]
         vae = load_vae().to(DEVICE, memory_format=torch.channels_last)
         encoder = load_text_encoder().to(DEVICE)
-        with _autocast():
-            latents = torch.cat([vae.encode(x * 2 - 1).half().cpu() for x in _batches(images, 16)])
+        latents = []
+        for x in _batches(images, 16):
+            with _autocast():
+                z = vae.encode(x * 2 - 1)
+            latents.append(z.half().cpu())
         tokens = networks.tokenize(["", *captions])
         texts = torch.cat(
             [encoder(part.to(DEVICE)).last_hidden_state.half().cpu() for part in tokens.split(64)]
         )
-        torch.save({"latents": latents, "texts": texts}, path)
+        torch.save({"latents": torch.cat(latents), "texts": texts}, path)
     state = torch.load(path, weights_only=True, mmap=True)
     return state["latents"], state["texts"][1:], state["texts"][:1]
 
@@ -215,8 +230,8 @@ def _save(name: str, state: dict[str, Tensor], metadata: dict) -> None:
     os.replace(draft, WEIGHTS / f"{name}.safetensors")
 
 
-TRAINERS = {"vae": train_vae, "image_text": train_image_text, "unet": train_unet}
-STAGES = (*TRAINERS, "card")
+TRAINERS = {"vae": train_vae, "image_text": train_image_text}
+STAGES = (*TRAINERS, "unet", "horizon", "card")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -22,7 +22,11 @@ UNET_PREFIX = "model.diffusion_model."
 
 
 class MiniLatent(comfy.latent_formats.LatentFormat):
-    """Latents of unit standard deviation: nothing to scale between VAE and model."""
+    """Latents of unit spread, with the colours of their channels for core's cheap preview."""
+
+    def __init__(self, rgb: list[list[float]] | None = None) -> None:
+        if rgb:
+            *self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb
 
 
 class MiniModel(comfy.supported_models.SD15):
@@ -72,10 +76,8 @@ def load_model(model_options: dict[str, Any] | None = None) -> comfy.model_patch
         dtype,
         comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes),
     )
-    *factors, bias = metadata["latent_rgb_factors"]
-    config.latent_format.latent_rgb_factors = factors
-    config.latent_format.latent_rgb_factors_bias = bias
-
+    # core's base class, too, turns this class attribute into an object of the instance
+    config.latent_format = MiniLatent(metadata["latent_rgb_factors"])  # pyright: ignore[reportAttributeAccessIssue]
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model({}, device=offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(

@@ -16,7 +16,7 @@ def finish(rng: Rng, canvas: Array, grid: tuple[Array, Array]) -> Array:
         picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.4, 1.8))
     if rng.random() < 0.35:
         noise = rng.normal(
-            0, 10 ** rng.uniform(-2.6, -1.2), picture.shape[:2] + (rng.choice([1, 3]),)
+            0, 10 ** rng.uniform(-2.6, -1.2), (*picture.shape[:2], rng.choice([1, 3]))
         )
         picture = picture + noise.astype(np.float32)
     pixels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -13,7 +13,7 @@ from .noise import Array
 from .scene import SIDE_PX, draw
 
 PART = 250
-DRAWING_EVERY = 7  # one picture in seven is a drawing of the miniature
+DRAWING_EVERY = 4  # one picture in four is a drawing of the miniature
 LEAST_VISIBLE = 0.25  # a horizon hidden beyond this is neither a positive nor a negative
 
 

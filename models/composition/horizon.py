@@ -2,8 +2,8 @@
 
 The voters and the network score the same candidate lines (pairs of heights at the frame's edges).
 The network weighs the voters' evidence line by line; the mean of its posterior around the best line
-is the answer, finer than the grid. Confidence joins the network's presence with the agreement of the
-classical voters on that line.
+is the answer, finer than the grid. Confidence joins the network's presence with the agreement, the
+share of the posterior that lies near the answer.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from .horizon_voters import SEGMENT_SIDE_PX, find_segments, vote_segments
 LEVEL_PRIOR = 20.0  # logits per unit of rise: people level their horizons ...
 PRIOR_RISE = 0.12  # ... and beyond this rise (7 degrees in a square) the slant is meant
 AGREEMENT_GAP = 0.06  # voters within it, measured at the frame's edges, mean the same line
-CENTRE_GAP = 0.09  # the posterior's mean is taken within it
+SPLIT_VOTE_COST = 0.4  # share of the confidence lost when no two votes agree on a line
+CENTRE_GAP = 0.055  # the posterior's mean is taken within it
 WORK_SIDE_PX = 320  # pictures are squeezed to this square before anything else
 
 
@@ -62,8 +63,7 @@ def find_horizons(image: Tensor, network: HorizonNetwork) -> list[Horizon | None
             found.append(None)
             continue
         line, mass = _peak(posterior[index], lines)
-        agreement = _agreement(features[index], lines, line)
-        confidence = _confidence(float(presence[index]), mass, agreement)
+        confidence = _confidence(float(presence[index]), mass)
         left, right = _put_back(line, boxes[index])
         found.append(Horizon(left=left, right=right, confidence=confidence))
     return found
@@ -104,12 +104,6 @@ def _peak(posterior: Tensor, lines: Tensor) -> tuple[Tensor, float]:
     return (centre[:, None] * lines).sum(0) / centre.sum(), float(near.sum())
 
 
-def _agreement(features: Tensor, lines: Tensor, line: Tensor) -> float:
-    """Share of the classical voters whose own best line is the answer, too."""
-    best = lines[features[:, :4].argmax(0)]  # thin and near coherence, split, segments
-    gaps = (best - line).abs().amax(1)
-    return float(torch.exp(-0.5 * (gaps / AGREEMENT_GAP) ** 2).mean())
-
-
-def _confidence(presence: float, mass: float, agreement: float) -> float:
-    return presence
+def _confidence(presence: float, mass: float) -> float:
+    """The network's presence, held back where the vote is split between distant lines."""
+    return presence * (1 - SPLIT_VOTE_COST * (1 - mass))

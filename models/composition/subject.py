@@ -20,13 +20,14 @@ SIDE = 64  # saliency is a coarse question; the whole frame is squeezed to this 
 REGION_SHARE = 0.35  # of the peak: where the top region ends
 UNEVEN_QUANTILE = 0.6  # of a row's departures from its middle: what counts as its usual unevenness
 SATURATION = 1.5  # departure, in such units, from which more makes little difference
+HALF_SHARE = 0.1  # of all saliency in one region: as likely a subject as not
 FLAT = 0.004  # spread (std, 0..1) below which there is nothing to see
 Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Centre in shares of width and height; confidence is the region's share of all saliency."""
+    """Centre in shares of width and height; confidence 0..1 grows with the region's share of all saliency."""
 
     x: float
     y: float

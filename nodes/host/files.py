@@ -32,7 +32,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path.name} ({path.stat().st_size} bytes) cannot be read as safetensors: it is cut short "
             f"or another kind of file; copy it again from the pack ({error})"
         ) from error
-    if METADATA_KEY not in (metadata or {}):
+    if not metadata or METADATA_KEY not in metadata:
         raise ValueError(
             f"{path.name} carries no '{METADATA_KEY}' entry in its metadata, so it is another "
             "program's file; use the file that came with the pack"
