@@ -66,7 +66,7 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure the composition measuring.")
     parser.add_argument("--photos", type=Path, help="folder with pictures and labels.json")
     parser.add_argument("--scenes", type=int, default=200)
     options = parser.parse_args()

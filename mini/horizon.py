@@ -37,7 +37,7 @@ SPREAD = 0.025  # of the soft target around the true edge heights
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="dev.py mini horizon", description=__doc__.splitlines()[0]
+        prog="dev.py mini horizon", description="Train the horizon network."
     )
     parser.add_argument("--pictures", type=int, default=PICTURES)
     parser.add_argument("--views", type=int, default=1)
@@ -115,6 +115,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     generator = Generator().manual_seed(0)
+    order = torch.randperm(len(lines), generator=generator)
     for step in range(steps):
         if step % (len(lines) // BATCH) == 0:
             order = torch.randperm(len(lines), generator=generator)

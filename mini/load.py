@@ -26,7 +26,9 @@ def load_text_encoder() -> CLIPTextModel:
 
 def load_image_text() -> CLIPModel:
     model = networks.build_image_text(seed=0)
-    model.load_state_dict({**read_weights("text_encoder")[0], **read_weights("image_text")[0]}, strict=False)
+    model.load_state_dict(
+        {**read_weights("text_encoder")[0], **read_weights("image_text")[0]}, strict=False
+    )
     return model.float().eval().requires_grad_(False)
 
 

@@ -28,7 +28,7 @@ class Recipe:
 
 def fit(
     model: nn.Module, recipe: Recipe, loss_of: Callable[[Generator], Tensor], folder: Path
-) -> None:
+) -> int:
     """Train to the end of the recipe, going on from the last checkpoint if there is one.
 
     Args:
@@ -36,14 +36,21 @@ def fit(
         recipe: a checkpoint of another recipe length is continued on the new schedule.
         loss_of: draws a batch with the generator and returns its loss.
         folder: gets checkpoint.pt and log.jsonl.
+
+    Returns:
+        Steps done: more than the recipe's where the checkpoint was past its end already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
+        trained,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.steps)
-    ema = EMAModel(trained, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(trained, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     generator = torch.Generator().manual_seed(0)
     checkpoint = folder / "checkpoint.pt"
     step = _resume(checkpoint, model, optimizer, schedule, ema, generator)
@@ -67,6 +74,7 @@ def fit(
     print()
     ema.copy_to(trained)
     model.eval()
+    return step
 
 
 def _resume(path, model, optimizer, schedule, ema, generator) -> int:

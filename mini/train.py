@@ -163,9 +163,9 @@ def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
         snr = alpha_bar[t] / (1 - alpha_bar[t])
         return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()  # Hang et al. 2303.09556
 
-    fit(unet, recipe, loss_of, run / "unet")
+    steps = fit(unet, recipe, loss_of, run / "unet")
     _save("unet", unet.state_dict(), {
-        "config": networks.UNET_CONFIG, "pixels": SIZE, "steps": recipe.steps,
+        "config": networks.UNET_CONFIG, "pixels": SIZE, "steps": steps,
         "latent_rgb_factors": _latent_colours(run, latents),
     })  # fmt: skip
 

@@ -87,13 +87,13 @@ def any_colour(rng: Rng) -> Array:
     return hsv(rng.random(), rng.random() ** 1.3, rng.uniform(0.05, 1.0))
 
 
-def mix(a: Array, b: Array, t: Array) -> Array:
+def mix(a: Array, b: Array | np.floating, t: Array) -> Array:
     """(h w 3) from colour a where t is 0 to colour b where t is 1."""
     t = t[..., None] if t.ndim == 2 else t
     return a * (1 - t) + b * t
 
 
-def over(canvas: Array, paint: Array, alpha: Array) -> None:
+def over(canvas: Array, paint: Array | np.floating, alpha: Array) -> None:
     """Lay paint (a colour or (h w 3)) over the canvas in place."""
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     if not len(rows):

@@ -44,7 +44,7 @@ def labelled_picture(seed: int) -> tuple[Array, float, float] | None:
         painting = paint(scene(seed), SIDE_PX)
         if painting.horizon is None:
             return painting.image, np.nan, np.nan
-        rise = np.tan(np.radians(painting.tilt_deg)) / 2
+        rise = np.tan(np.radians(painting.tilt_deg or 0.0)) / 2
         return painting.image, painting.horizon - rise, painting.horizon + rise
     picture = draw(seed)
     if picture.left is None or picture.right is None:

@@ -26,9 +26,9 @@ from .horizon_voters import SEGMENT_SIDE_PX, find_segments, vote_segments
 LEVEL_PRIOR = 20.0  # logits per unit of rise: people level their horizons ...
 PRIOR_RISE = 0.12  # ... and beyond this rise (7 degrees in a square) the slant is meant
 AGREEMENT_GAP = 0.06  # voters within it, measured at the frame's edges, mean the same line
-SPLIT_VOTE_COST = 0.4  # share of the confidence lost when no two votes agree on a line
+SPLIT_VOTE_COST = 0.45  # share of the confidence lost when no two votes agree on a line
 CENTRE_GAP = 0.055  # the posterior's mean is taken within it
-WORK_SIDE_PX = 320  # pictures are squeezed to this square before anything else
+WORK_SIDE_PX = 384  # pictures are squeezed to this square before anything else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ def find_horizons(image: Tensor, network: HorizonNetwork) -> list[Horizon | None
         image: (b 3 h w), 0..1; left unmodified.
         network: see `weights.load_network`.
     """
-    whole = square_of(image, WORK_SIDE_PX)
+    square = image.shape[-2:] == (WORK_SIDE_PX, WORK_SIDE_PX)
+    whole = image if square else square_of(image, WORK_SIDE_PX)
     boxes = [content_box(picture) for picture in whole]
     inner = torch.cat([_cut(picture, box) for picture, box in zip(whole, boxes, strict=True)])
     lines = candidate_lines()

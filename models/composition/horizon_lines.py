@@ -51,7 +51,10 @@ def heights_at(lines: Tensor, x: Tensor) -> Tensor:
 
 def square_of(image: Tensor, side: int) -> Tensor:
     """Squeeze the whole frame (b c h w) into a (b c side side) square, averaging areas."""
-    if min(image.shape[-2:]) >= side:
+    height, width = image.shape[-2:]
+    if height % side == 0 and width % side == 0:  # several times faster than the general case
+        return F.avg_pool2d(image.float(), (height // side, width // side))
+    if min(height, width) >= side:
         return F.adaptive_avg_pool2d(image.float(), side)
     return F.interpolate(image.float(), size=(side, side), mode="bilinear", align_corners=False)
 

@@ -97,6 +97,8 @@ class HorizonNetwork(nn.Module):
 
     def __init__(self, features: int = FEATURES, width: int = 64) -> None:
         super().__init__()
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.zeros(features + FRAME_FEATURES))
         self.register_buffer("scale", torch.ones(features + FRAME_FEATURES))
         self.embed = nn.Sequential(

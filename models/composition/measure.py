@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .anchor import MAX_TILT_DEG, Anchor
-from .horizon import Horizon, find_horizons
+from .horizon import WORK_SIDE_PX, Horizon, find_horizons
+from .horizon_lines import square_of
 from .horizon_mask import horizon_of_mask
 from .subject import Subject, find_subject, subject_of_mask
 from .weights import load_network
@@ -48,7 +49,7 @@ def measure_composition(
     measurements: list[Measurement] = []
     aspect = image.shape[-1] / image.shape[-2]
     for start in range(0, len(image), CHUNK):
-        chunk = image[start : start + CHUNK].detach().cpu()
+        chunk = square_of(image[start : start + CHUNK].detach(), WORK_SIDE_PX).cpu()
         if sky_mask is None:
             horizons = find_horizons(chunk, load_network())
         else:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Generator
+
 from veduta.mini.horizon import move_frame, paste, recolour
 from veduta.mini.photolike import draw
 
