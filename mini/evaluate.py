@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import comfy.sample
 import cv2
@@ -22,7 +23,7 @@ from ..nodes import mini as nodes
 from . import networks
 from .load import load_image_text
 from .networks import normalise, to_tensor
-from .pool import load_pool
+from .pool import SCENES, load_pool
 
 HERE = Path(__file__).parent
 CANDIDATES = 32  # captions that compete for one picture
@@ -30,15 +31,17 @@ GENERATED = 64
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "dpmpp_2m", "karras"
 TIMED_SIZES = (128, 256)  # px
 TIMED_RUNS = 3
+CARD_BEGINS, CARD_ENDS = "<!-- card -->", "<!-- end of card -->"
 
 
 @torch.inference_mode()
 def write_card(run: Path) -> None:
-    """Fill mini/weights/card.json and contact_sheet.jpg from the weights in mini/weights."""
+    """Measure the weights in mini/weights; write card.json, contact_sheet.jpg and the README's table."""
     images, captions = load_pool(run / "unseen")
     model, clip, vae = nodes.load_model(), nodes.load_clip(), nodes.load_vae()
     judge = load_image_text()
-    card: dict[str, object] = {
+    card: dict[str, Any] = {
+        "scenes": SCENES,
         "pixels": images.shape[1],
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         + ("CUDA" if torch.cuda.is_available() else "CPU"),
@@ -58,7 +61,33 @@ def write_card(run: Path) -> None:
     card["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     (HERE / "weights" / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     _contact_sheet(pictures[:48], HERE / "weights" / "contact_sheet.jpg")
+    _fill_in(HERE / "README.md", _table(card))
     print(json.dumps(card, indent=2))
+
+
+def _table(card: dict[str, Any]) -> str:
+    chance = card["retrieval_chance"]
+    rows = {
+        "data": f"{card['scenes']} of our own drawn scenes, {card['pixels']} px",
+        "hardware": card["hardware"],
+        "steps and last loss": ", ".join(
+            f"{name} {stage['steps']} ({stage['loss']})" for name, stage in card["training"].items()
+        ),
+        "autoencoder, PSNR on 256 scenes (aim 30 dB)": f"{card['vae_psnr_db']} dB",
+        f"picture to caption among {CANDIDATES}, drawn scenes": f"{card['retrieval_unseen']} (chance {chance})",
+        f"the same, {GENERATED} generated pictures": f"{card['retrieval_generated']} (chance {chance})",
+        f"{STEPS} steps with guidance and decoding, 128 px": f"{card['seconds_20_steps_128px']} s",
+        "the same, 256 px (aim 5 s)": f"{card['seconds_20_steps_256px']} s",
+        "peak memory of the process": f"{card['peak_memory_mb']} MB",
+    }
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(lines)
+
+
+def _fill_in(path: Path, table: str) -> None:
+    before, _, rest = path.read_text().partition(CARD_BEGINS)
+    after = rest.partition(CARD_ENDS)[2]
+    path.write_text(f"{before}{CARD_BEGINS}\n\n{table}\n\n{CARD_ENDS}{after}")
 
 
 def generate(model, clip, vae, prompts: list[str], size: int, seed: int) -> NDArray[np.uint8]:

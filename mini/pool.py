@@ -12,6 +12,7 @@ from .landscapes import scene
 from .painter import paint
 
 CHUNK = 250  # scenes a worker draws before it reports
+SCENES, UNSEEN = 20_000, 1_000  # how many the miniature is trained on, and measured on
 UNSEEN_FROM = 10_000_000  # seeds from here on are never trained on
 
 

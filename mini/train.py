@@ -26,12 +26,11 @@ from . import horizon, networks
 from .load import load_text_encoder, load_vae, read_weights
 from .loop import Recipe, fit
 from .networks import DEVICE, normalise, to_tensor
-from .pool import UNSEEN_FROM, load_pool, render_pool
+from .pool import SCENES, UNSEEN, UNSEEN_FROM, load_pool, render_pool
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
 SIZE = 128  # px a side of the training pictures
-SCENES, UNSEEN = 20_000, 1_000
 UNET_SCENES = 6_000  # of them, whose latents and text states are kept
 
 RECIPES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from comfy_client import Picture
+from markdown_it import MarkdownIt
 from PIL import Image, ImageOps
 
 THUMBNAIL_PX = 512
@@ -22,7 +23,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } small { color: #888; font-weight
 .pictures { display: flex; flex-wrap: wrap; gap: .75rem; }
 .pictures img { width: 224px; height: auto; border-radius: 4px; image-rendering: auto; }
 pre { background: #8881; padding: .75rem 1rem; border-radius: 4px; overflow-x: auto; }
-p.note { color: #777; white-space: pre-wrap; }
+.note { color: #777; } .note h2 { font-size: 1rem; margin: 0; border: 0; padding: 0; }
 p.error { background: #c002; border-left: 4px solid #c00; padding: .5rem 1rem; }
 """
 
@@ -55,7 +56,8 @@ def write_report(path: Path, results: Sequence[Shown]) -> None:
 def _section(result: Shown) -> str:
     heading = html.escape(result.name.replace("_", " ").capitalize())
     parts = [f"<h2>{heading} <small>{result.seconds:.0f} s</small></h2>"]
-    parts += [f"<p class=note>{html.escape(note)}</p>" for note in result.notes[:1]]
+    markdown = MarkdownIt("js-default", {"html": False})
+    parts += [f"<div class=note>{markdown.render(note)}</div>" for note in result.notes[:1]]
     if result.error:
         parts.append(f"<p class=error>{html.escape(result.error)}</p>")
     for node, pictures in groupby(result.pictures, key=lambda picture: picture.node_id):
