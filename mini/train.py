@@ -35,10 +35,12 @@ UNET_SCENES = 6_000  # of them, whose latents and text states are kept
 
 RECIPES = {
     "vae": Recipe(steps=4_200, learning_rate=1e-3, ema_decay=0.998),
+    "decoder": Recipe(steps=1_300, learning_rate=4e-4, ema_decay=0.998),
     "image_text": Recipe(steps=1_500, learning_rate=8e-4, weight_decay=0.05),
     "unet": Recipe(steps=16_000, learning_rate=5e-4, ema_decay=0.9995),
 }
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
+CROP = 64  # px a side of what the autoencoder trains on
 MIN_SNR_GAMMA = 5.0  # layout first: nearly clean steps count for less
 NO_CAPTION_SHARE = 0.1  # of the training pictures, for classifier-free guidance
 
@@ -76,16 +78,9 @@ def train_vae(run: Path, recipe: Recipe) -> None:
     """Autoencoder on random 64 px crops; then latents are scaled to unit standard deviation."""
     images, _ = _pool(run)
     vae = networks.build_vae(seed=1).to(DEVICE, memory_format=torch.channels_last)
-    crop = 64
 
     def loss_of(generator: Generator) -> Tensor:
-        picks = torch.randint(len(images), (BATCH["vae"],), generator=generator)
-        corners = torch.randint(SIZE - crop + 1, (BATCH["vae"], 2), generator=generator).tolist()
-        crops = [
-            images[i, y : y + crop, x : x + crop]
-            for i, (y, x) in zip(picks.tolist(), corners, strict=True)
-        ]
-        x = to_tensor(torch.stack([torch.from_numpy(c.copy()) for c in crops]))
+        x = _crops(images, generator)
         with _autocast():
             latent = vae.taesd_encoder(x)
             rebuilt = vae.taesd_decoder(latent)
@@ -99,6 +94,33 @@ def train_vae(run: Path, recipe: Recipe) -> None:
         vae.vae_shift.copy_(-latents.mean() / latents.std())
         vae.vae_scale.copy_(latents.std())
     _save("vae", vae.state_dict(), {"pixels": SIZE})
+
+
+def train_decoder(run: Path, recipe: Recipe) -> None:
+    """The decoder alone, further: the latents that the denoiser has learned stay what they are."""
+    images, _ = _pool(run)
+    vae = load_vae().to(DEVICE, memory_format=torch.channels_last)
+    vae.taesd_decoder.requires_grad_(True)
+
+    def loss_of(generator: Generator) -> Tensor:
+        x = _crops(images, generator)
+        with _autocast():
+            with torch.no_grad():
+                latent = vae.taesd_encoder(x)
+            rebuilt = vae.taesd_decoder(latent)
+        return F.mse_loss(rebuilt.float(), x) + 0.1 * F.l1_loss(rebuilt.float(), x)
+
+    fit(vae, recipe, loss_of, run / "decoder")
+    _save("vae", vae.state_dict(), {"pixels": SIZE})
+
+
+def _crops(images: NDArray[np.uint8], generator: Generator) -> Tensor:
+    picks = torch.randint(len(images), (BATCH["vae"],), generator=generator).tolist()
+    corners = torch.randint(SIZE - CROP + 1, (BATCH["vae"], 2), generator=generator).tolist()
+    crops = [
+        images[i, y : y + CROP, x : x + CROP] for i, (y, x) in zip(picks, corners, strict=True)
+    ]
+    return to_tensor(torch.from_numpy(np.stack(crops)))
 
 
 def train_image_text(run: Path, recipe: Recipe) -> None:
@@ -229,7 +251,7 @@ def _save(name: str, state: dict[str, Tensor], metadata: dict) -> None:
     os.replace(draft, WEIGHTS / f"{name}.safetensors")
 
 
-TRAINERS = {"vae": train_vae, "image_text": train_image_text}
+TRAINERS = {"vae": train_vae, "decoder": train_decoder, "image_text": train_image_text}
 STAGES = (*TRAINERS, "unet", "horizon", "card")
 
 if __name__ == "__main__":
