@@ -31,13 +31,13 @@ from .pool import SCENES, UNSEEN, UNSEEN_FROM, load_pool, render_pool
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
 SIZE = 128  # px a side of the training pictures
-UNET_SCENES = 6_000  # of them, whose latents and text states are kept
+UNET_SCENES = 12_000  # of them, whose latents and text states are kept
 
 RECIPES = {
     "vae": Recipe(steps=4_200, learning_rate=1e-3, ema_decay=0.998),
     "decoder": Recipe(steps=1_300, learning_rate=4e-4, ema_decay=0.998),
     "image_text": Recipe(steps=1_500, learning_rate=8e-4, weight_decay=0.05),
-    "unet": Recipe(steps=16_000, learning_rate=5e-4, ema_decay=0.9995),
+    "unet": Recipe(steps=8_000, learning_rate=5e-4, ema_decay=0.9995),
 }
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
 CROP = 64  # px a side of what the autoencoder trains on

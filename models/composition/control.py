@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .anchor import Anchor
+from ..common.anchor import Anchor
 
 LEAST_PAIRS = 3  # two points always lie on a line
 SHUFFLES = 9999  # p is resolved to 0.0001

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .anchor import MAX_TILT_DEG, Anchor
+from ..common.anchor import MAX_TILT_DEG, Anchor
 from .horizon import WORK_SIDE_PX, Horizon, find_horizons
 from .horizon_lines import square_of
 from .horizon_mask import horizon_of_mask

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .anchor import GOLDEN, THIRD, Anchor
+from ..common.anchor import GOLDEN, THIRD, Anchor
 from .tables import describe_anchor
 
 LEAST_SIDE_PX = 512

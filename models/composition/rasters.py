@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..common.anchor import Anchor
 from ..common.images import MAX_SIDE_PX, MIN_SIDE_PX
-from .anchor import Anchor
 
 BLOB_ASPECT = 0.6  # width over height of the subject: between a standing figure and a bush
 FLOATING_DEPTH = 0.2  # inverse depth of a subject in the sky, and the least of one on the ground

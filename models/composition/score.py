@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .anchor import MAX_TILT_DEG, Anchor
+from ..common.anchor import MAX_TILT_DEG, Anchor
 from .thirds import ThirdsAlignment, diagonal_distance, thirds_alignment
 
 WORST_HORIZON = 1.0  # the whole height

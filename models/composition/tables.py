@@ -6,7 +6,7 @@ Symbols: "none" was looked for and not found, "-" was not asked for.
 
 from collections.abc import Mapping, Sequence
 
-from .anchor import Anchor
+from ..common.anchor import Anchor
 from .control import ControlStatistics
 from .score import CompositionScore
 

@@ -9,7 +9,7 @@ Note:    a horizon at a random height is within 0.05 of a third one time in five
 import math
 from dataclasses import dataclass
 
-from .anchor import THIRD, Anchor
+from ..common.anchor import THIRD, Anchor
 
 SIGMA = 0.07  # a horizon in the middle scores 0.06, one that is off by NEAR still 0.77
 NEAR = 0.05  # "on the third" in the tables

@@ -2,11 +2,10 @@
 
 from comfy_api.latest import io
 
+from ...models.common.anchor import MAX_TILT_DEG, PRESETS, Anchor, AnchorBatch
 from ...models.common.images import bchw_to_image
-from ...models.composition.anchor import MAX_TILT_DEG, PRESETS, Anchor, AnchorBatch
 from ...models.composition.rasters import GROUND_RGB, SUBJECT_RGB, RasterStyle, draw_rasters
-
-AnchorSocket = io.Custom("VEDUTA_ANCHOR")
+from ..host.types import AnchorSocket
 
 CATEGORY = "Veduta/Composition"
 CUSTOM = "custom"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...models.common.anchor import Anchor, AnchorBatch
 from ...models.common.images import bchw_to_image, image_to_bchw, mask_to_b1hw
-from ...models.composition.anchor import Anchor, AnchorBatch
 from ...models.composition.control import control_by_part
 from ...models.composition.score import (
     CompositionScore,
@@ -17,7 +17,8 @@ from ...models.composition.score import (
 )
 from ...models.composition.tables import control_table, measure_table, ranking_table
 from ..host.progress import progress_steps
-from .anchor import CATEGORY, AnchorSocket
+from ..host.types import AnchorSocket
+from .anchor import CATEGORY
 
 if TYPE_CHECKING:
     from ...models.composition.measure import Measurement

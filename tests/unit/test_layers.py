@@ -92,7 +92,7 @@ def test_planted_import_is_caught(module: tuple[str, ...], source: str):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        (("models", "composition", "score"), "from .anchor import Anchor"),
+        (("models", "composition", "score"), "from ..common.anchor import Anchor"),
         (("models", "composition", "score"), "from ..common.images import image_to_bchw"),
         (("nodes", "composition"), "from comfy_api.latest import io"),
         (("nodes", "composition"), "from ..models.composition import score"),

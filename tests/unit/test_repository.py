@@ -23,7 +23,7 @@ def read(name: str) -> str:
 @pytest.mark.parametrize(
     "path",
     [
-        "models/composition/anchor.py",
+        "models/common/anchor.py",
         "models/any/weights.safetensors",
         "mini/weights/vae.safetensors",
     ],

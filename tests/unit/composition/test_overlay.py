@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from veduta.models.composition.anchor import Anchor
+from veduta.models.common.anchor import Anchor
 from veduta.models.composition.overlay import BLUE, YELLOW, draw_overlays
 
 GREY = 0.5

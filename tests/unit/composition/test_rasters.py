@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from veduta.models.composition.anchor import Anchor
+from veduta.models.common.anchor import Anchor
 from veduta.models.composition.rasters import (
     FLOATING_DEPTH,
     GROUND_RGB,

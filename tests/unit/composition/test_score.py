@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from veduta.models.composition.anchor import Anchor
+from veduta.models.common.anchor import Anchor
 from veduta.models.composition.control import control_by_part, control_statistics
 from veduta.models.composition.score import (
     ScoreWeights,

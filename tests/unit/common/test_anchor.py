@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veduta.models.composition.anchor import GOLDEN, PRESETS, Anchor, AnchorBatch
+from veduta.models.common.anchor import GOLDEN, PRESETS, Anchor, AnchorBatch
 
 
 def test_every_part_may_be_open():

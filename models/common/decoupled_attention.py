@@ -1,0 +1,109 @@
+"""Decoupled cross-attention: extra tokens with keys, values and a softmax of their own.
+
+Source:  Ye et al. 2023 (IP-Adapter), arXiv:2308.06721, Eq. 5:
+         Z = softmax(Q K^T / sqrt d) V + s softmax(Q K'^T / sqrt d) V'
+Differs: K' and V' may be another set for every query (tokens that know their position).
+Symbols: Q of the frozen network; K', V' from extra tokens; s strength.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the frame
+WHOLE_FRAME: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Widths of one cross-attention layer: of the text that it reads, and of its keys."""
+
+    context_dim: int
+    inner_dim: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one picture of a batch asks for, and which part of the frame the network looks at."""
+
+    request: Hashable
+    crop: Box = WHOLE_FRAME
+
+
+class TokenAdapter(nn.Module):
+    """Makes extra tokens, and their keys and values for every layer it knows.
+
+    Subclasses write `tokens`; those whose tokens differ from place to place set `positional`.
+    """
+
+    positional = False
+
+    def __init__(self, layers: Mapping[str, LayerShape]) -> None:
+        super().__init__()
+        self.layers = dict(layers)
+        self.to_k = nn.ModuleDict({name: _projection(shape) for name, shape in layers.items()})
+        self.to_v = nn.ModuleDict({name: _projection(shape) for name, shape in layers.items()})
+
+    def tokens(self, sights: Sequence[Sight], height: int, width: int, aspect: float) -> Tensor:
+        """Tokens of each sight for an attention map of `height` x `width` places.
+
+        Args:
+            sights: one per picture.
+            height: places of the map from top to bottom.
+            width: places of the map from left to right.
+            aspect: width over height of the whole frame.
+
+        Returns:
+            (b n d), the same for all places, or (b p n d) with p = height*width, row by row.
+        """
+        raise NotImplementedError
+
+    def keys_values(self, layer: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """K' and V' of a layer: the shape of `tokens` with the layer's inner width at the end."""
+        return self.to_k[layer](tokens), self.to_v[layer](tokens)
+
+
+def _projection(shape: LayerShape) -> nn.Linear:
+    return nn.Linear(shape.context_dim, shape.inner_dim, bias=False)
+
+
+def decoupled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The second term of Eq. 5, without its strength.
+
+    Args:
+        q: (b p d) queries of the network.
+        k: (b n d) keys for all queries, or (b p n d) own keys for each; b may be 1 for all pictures.
+        v: like `k`.
+        heads: attention heads that share d.
+
+    Returns:
+        (b p d).
+    """
+    if k.ndim == 4:
+        return _attention_of_own_tokens(q, k, v, heads)
+    q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
+    shape = (q.shape[0], *k.shape[1:])
+    attended = scaled_dot_product_attention(q, k.expand(shape), v.expand(shape))
+    return rearrange(attended, "b heads n d -> b n (heads d)")
+
+
+def _attention_of_own_tokens(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    # a handful of tokens per query: products and sums beat a matrix product per place
+    scale = (q.shape[-1] // heads) ** -0.5
+    by_head = "b p n (heads d) -> b p n heads d"
+    products = rearrange(q[:, :, None] * k, by_head, heads=heads).sum(-1) * scale
+    weights = products.softmax(dim=2)[..., None]  # over the n tokens
+    attended = (weights * rearrange(v, by_head, heads=heads)).sum(2)
+    return rearrange(attended, "b p heads d -> b p (heads d)")
+
+
+def place_centres(height: int, width: int, crop: Box = WHOLE_FRAME) -> Tensor:
+    """Centres (p 2) of a map's places, x and y as shares of the whole frame, row by row."""
+    left, top, right, bottom = crop
+    y = top + (torch.arange(height) + 0.5) / height * (bottom - top)
+    x = left + (torch.arange(width) + 0.5) / width * (right - left)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
