@@ -7,51 +7,26 @@ holds pictures and labels.json, {"file": {"left": y, "right": y} or null}, heigh
 
 import argparse
 import json
-import sys
 import time
-import types
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [
-    entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "bench")
-]
-package = types.ModuleType("veduta")
-package.__path__ = [str(ROOT)]
-sys.modules["veduta"] = package
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from ..mini.landscapes import scene
+from ..mini.painter import paint
+from ..mini.photolike.indoors import texture
+from ..mini.pool import UNSEEN_FROM
+from ..models.composition.horizon_lines import candidate_lines, square_of
+from ..models.composition.horizon_voters import find_segments, vote_segments
+from ..models.composition.measure import Measurement, measure_composition
+from ._rows import Row, report
 
-from veduta.mini.landscapes import scene  # noqa: E402
-from veduta.mini.painter import paint  # noqa: E402
-from veduta.mini.photolike.indoors import texture  # noqa: E402
-from veduta.models.composition.horizon_lines import candidate_lines, square_of  # noqa: E402
-from veduta.models.composition.horizon_voters import find_segments, vote_segments  # noqa: E402
-from veduta.models.composition.measure import Measurement, measure_composition  # noqa: E402
-
-UNSEEN_FROM = 10_000_000  # no training uses seeds from here on
 BASELINE_LEAST = 0.5  # share of the width that segments must cover for the plain vote to answer
-RESULTS = ROOT / "bench" / "results" / "composition.json"
 Edges = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One bar."""
-
-    what: str
-    ours: float
-    baseline: float | None
-    bound: float
-    at_least: bool
-
-    @property
-    def holds(self) -> bool:
-        return self.ours >= self.bound if self.at_least else self.ours <= self.bound
 
 
 @dataclass
@@ -77,20 +52,7 @@ def main() -> None:
         rows += photo_rows(options.photos)
     else:
         print("photographs: skipped; give --photos DIR with pictures and labels.json")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(
-        json.dumps([{**asdict(row), "holds": row.holds} for row in rows], indent=1) + "\n"
-    )
-    print_rows(rows)
-
-
-def print_rows(rows: list[Row]) -> None:
-    print(f"{'what':58} {'ours':>8} {'baseline':>9}  {'bound':>9}")
-    for row in rows:
-        base = "-" if row.baseline is None else f"{row.baseline:.3f}"
-        bound = f"{'>=' if row.at_least else '<='} {row.bound:g}"
-        verdict = "holds" if row.holds else "falls short"
-        print(f"{row.what:58} {row.ours:8.3f} {base:>9}  {bound:>9}  {verdict}")
+    report("composition", rows)
 
 
 def drawing_rows(count: int) -> list[Row]:

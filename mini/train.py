@@ -1,4 +1,4 @@
-"""Train the miniature from seeds: autoencoder, image-text model, denoiser.
+"""Train the miniature from seeds: autoencoder, image-text model, denoiser, anchor adapter.
 
     python dev.py mini              everything that is not finished yet
     python dev.py mini vae unet     these stages only
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from ..models.common.training import Recipe, fit
 from . import horizon, networks
 from .load import load_text_encoder, load_vae, read_weights
-from .loop import Recipe, fit
 from .networks import DEVICE, normalise, to_tensor
 from .pool import SCENES, UNSEEN, UNSEEN_FROM, load_pool, render_pool
+from .terminal import tell
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights"
@@ -38,6 +39,7 @@ RECIPES = {
     "decoder": Recipe(steps=1_300, learning_rate=4e-4, ema_decay=0.998),
     "image_text": Recipe(steps=1_500, learning_rate=8e-4, weight_decay=0.05),
     "unet": Recipe(steps=8_000, learning_rate=5e-4, ema_decay=0.9995),
+    "anchor": Recipe(steps=2_400, learning_rate=1e-3, warmup=100, ema_decay=0.995, save_every=200),
 }
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
 CROP = 64  # px a side of what the autoencoder trains on
@@ -70,6 +72,10 @@ def main(argv: list[str]) -> None:
             recipe = replace(recipe, steps=options.steps)
         if name == "unet":
             train_unet(options.run, recipe, options.go_on)
+        elif name == "anchor":
+            from .anchor import train_anchor  # like the card it needs ComfyUI's nodes
+
+            train_anchor(options.run, recipe, *_cached(options.run))
         else:
             TRAINERS[name](options.run, recipe)
 
@@ -88,7 +94,7 @@ def train_vae(run: Path, recipe: Recipe) -> None:
         spread = F.relu(latent.abs() - 2.0).square().mean()  # the decoder saturates at 3
         return F.mse_loss(rebuilt, x) + 0.2 * F.l1_loss(rebuilt, x) + 0.01 * spread
 
-    fit(vae, recipe, loss_of, run / "vae")
+    fit(vae, recipe, loss_of, run / "vae", tell("vae"))
     latents = torch.cat([vae.taesd_encoder(x) for x in _batches(images[:512], 32)])
     with torch.no_grad():
         vae.vae_shift.copy_(-latents.mean() / latents.std())
@@ -110,7 +116,7 @@ def train_decoder(run: Path, recipe: Recipe) -> None:
             rebuilt = vae.taesd_decoder(latent)
         return F.mse_loss(rebuilt.float(), x) + 0.1 * F.l1_loss(rebuilt.float(), x)
 
-    fit(vae, recipe, loss_of, run / "decoder")
+    fit(vae, recipe, loss_of, run / "decoder", tell("decoder"))
     _save("vae", vae.state_dict(), {"pixels": SIZE})
 
 
@@ -143,7 +149,7 @@ def train_image_text(run: Path, recipe: Recipe) -> None:
         logits = out.logits_per_image.float()
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
-    fit(model, recipe, loss_of, run / "image_text")
+    fit(model, recipe, loss_of, run / "image_text", tell("image_text"))
     state = {
         k: v
         for k, v in model.state_dict().items()
@@ -184,7 +190,7 @@ def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
         snr = alpha_bar[t] / (1 - alpha_bar[t])
         return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()  # Hang et al. 2303.09556
 
-    steps = fit(unet, recipe, loss_of, run / "unet")
+    steps = fit(unet, recipe, loss_of, run / "unet", tell("unet"))
     _save("unet", unet.state_dict(), {
         "config": networks.UNET_CONFIG, "pixels": SIZE, "steps": steps,
         "latent_rgb_factors": _latent_colours(run, latents),
@@ -252,7 +258,7 @@ def _save(name: str, state: dict[str, Tensor], metadata: dict) -> None:
 
 
 TRAINERS = {"vae": train_vae, "decoder": train_decoder, "image_text": train_image_text}
-STAGES = (*TRAINERS, "unet", "horizon", "card")
+STAGES = (*TRAINERS, "unet", "anchor", "horizon", "card")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -2,6 +2,6 @@
 
 from comfy_api.latest import io
 
-from . import composition, mini
+from . import anchor, composition, mini
 
-NODES: list[type[io.ComfyNode]] = [*mini.NODES, *composition.NODES]
+NODES: list[type[io.ComfyNode]] = [*mini.NODES, *composition.NODES, *anchor.NODES]

@@ -2,6 +2,8 @@
 
     python tools/run_module.py bench.composition [arguments]
 
+With --cpu among the arguments ComfyUI computes on the CPU.
+
 The checkout itself never enters `sys.path`: there its `nodes/` would hide ComfyUI's `nodes`.
 """
 
@@ -21,6 +23,10 @@ def main() -> None:
     sys.modules["veduta"] = package
     sys.path[0] = os.environ.get("COMFYUI_PATH") or str(ROOT / ".comfyui")
     name, sys.argv = sys.argv[1], sys.argv[1:]
+    if "--cpu" in sys.argv:
+        from comfy.cli_args import args
+
+        args.cpu = True  # before any other part of ComfyUI looks at it
     runpy.run_module(f"veduta.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -57,9 +57,10 @@ class AnchorEncoder(nn.Module):
             (b p 4 d).
         """
         y_h, theta, x_s, y_s, has_y_h, has_theta, has_x, has_y = anchors[:, None, :, None].unbind(2)
+        theta = theta * has_theta  # the numbers of parts that are not asked for mean nothing
         x, y = places[..., :1], places[..., 1:]
         d = ((y - y_h) - theta.tan() * (x - 0.5) * aspect) * theta.cos()
-        flags = torch.cat([has_y_h, theta / MAX_TILT * has_theta, has_theta], -1)
+        flags = torch.cat([has_y_h, theta / MAX_TILT, has_theta], -1)
         seen_horizon = torch.cat(
             [fourier_features(d, BANDS) * has_y_h, flags.expand(*d.shape[:2], -1)], -1
         )

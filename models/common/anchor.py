@@ -73,8 +73,15 @@ class AnchorBatch:
         if not self.anchors:
             raise ValueError("the anchor batch is empty, one anchor at least is needed; add one")
 
-    def for_batch(self, count: int) -> tuple[Anchor, ...]:
+    def for_batch(
+        self, count: int, name: str = "anchor", pictures: str = "image"
+    ) -> tuple[Anchor, ...]:
         """The anchors of `count` pictures: one for all of them, or exactly one each.
+
+        Args:
+            count: how many pictures there are.
+            name: the user's name of these anchors, for the error.
+            pictures: the user's name of the pictures, for the error.
 
         Raises:
             ValueError: neither one anchor nor `count` of them.
@@ -83,8 +90,8 @@ class AnchorBatch:
             return self.anchors * count
         if len(self.anchors) != count:
             raise ValueError(
-                f"anchor holds {len(self.anchors)} anchors, image holds {count} pictures; "
-                "pass one anchor, or one per picture"
+                f"{name} holds {len(self.anchors)} anchors, {pictures} holds {count} "
+                f"picture{'' if count == 1 else 's'}; pass one anchor, or one per picture"
             )
         return self.anchors
 

@@ -92,13 +92,19 @@ def decoupled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _attention_of_own_tokens(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    # a handful of tokens per query: products and sums beat a matrix product per place
+    # a handful of tokens per query: products and sums beat a matrix product per place, most of all
+    # with the places innermost
     scale = (q.shape[-1] // heads) ** -0.5
-    by_head = "b p n (heads d) -> b p n heads d"
-    products = rearrange(q[:, :, None] * k, by_head, heads=heads).sum(-1) * scale
-    weights = products.softmax(dim=2)[..., None]  # over the n tokens
-    attended = (weights * rearrange(v, by_head, heads=heads)).sum(2)
-    return rearrange(attended, "b p heads d -> b p (heads d)")
+    q = rearrange(q * scale, "b p (heads d) -> b 1 heads d p", heads=heads).contiguous()
+    k, v = (rearrange(x, "b p n (heads d) -> b n heads d p", heads=heads) for x in (k, v))
+    weights = (q * k).sum(3, keepdim=True).softmax(1)  # over the n tokens
+    return rearrange((weights * v).sum(1), "b heads d p -> b p (heads d)")
+
+
+def places_innermost(own: Tensor) -> Tensor:
+    """The same keys or values (b p n d) in the memory order in which attention reads them fastest."""
+    stored = rearrange(own, "b p n d -> b n d p").contiguous()
+    return rearrange(stored, "b n d p -> b p n d")
 
 
 def place_centres(height: int, width: int, crop: Box = WHOLE_FRAME) -> Tensor:

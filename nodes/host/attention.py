@@ -6,10 +6,13 @@ gives the model three things that any number of adapters share:
 
 - an OUTER_SAMPLE wrapper: one `Run` for each sampling, which keeps keys and values and is dropped;
 - an APPLY_MODEL wrapper: takes the rows out of the model's keywords, leaves out those without effect;
-- a pair of attn2 patches: the first keeps the query's input, the second adds the attention.
+- a pair of attn2 patches: the first announces the layer, the second sees that it was served.
 
-Both patches join core's lists, so other packs' patches work beside them. Nothing is keyed by the
-order or the number of conditionings.
+Between the two, the attention is added inside the layer, through core's hook for replacing the
+attention function. Where another pack replaces the layer's attention as a whole, the second patch
+adds it, at the cost of one more query and output projection. Both patches join core's lists and
+the hook calls the one that was there, so other packs' patches work beside them. Nothing is keyed by
+the order or the number of conditionings.
 """
 
 import copy
@@ -31,12 +34,13 @@ from ...models.common.decoupled_attention import (
     Sight,
     TokenAdapter,
     decoupled_attention,
+    places_innermost,
 )
 
 CONDS_KEY = "veduta_extra_attention"  # of model_conds: has to be a keyword
-RUN_KEY = "veduta.extra_attention.run"  # these three: of transformer_options
+RUN_KEY = "veduta.extra_attention.run"  # these two: of transformer_options
 FORWARD_KEY = "veduta.extra_attention.forward"
-QUERY_KEY = "veduta.extra_attention.query"
+OVERRIDE_KEY = "optimized_attention_override"  # core's
 
 Conditioning = list[list[Any]]
 
@@ -62,9 +66,14 @@ class Extra:
     layer_strengths: Mapping[str, float] = field(default_factory=dict)
 
     def strength_at(self, sigma: float, model_sampling: Any) -> float:
-        start = model_sampling.percent_to_sigma(self.start_percent)
-        end = model_sampling.percent_to_sigma(self.end_percent)
-        return self.strength if end <= sigma <= start else 0.0
+        holds = holds_at(sigma, self.start_percent, self.end_percent, model_sampling)
+        return self.strength if holds else 0.0
+
+
+def holds_at(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
+    """Whether a noise level lies in an interval of the sampling, both ends included."""
+    start = model_sampling.percent_to_sigma(start_percent)
+    return model_sampling.percent_to_sigma(end_percent) <= sigma <= start
 
 
 Extras = tuple[Extra, ...]
@@ -92,6 +101,8 @@ class ExtraCond:
     ) -> "ExtraCond":
         where = None if area is None else tuple(area)
         count = len(self.rows)
+        if batch_size % count:
+            raise ValueError(_unpaired(count, batch_size))
         return ExtraCond([replace(self.rows[i % count], area=where) for i in range(batch_size)])
 
     def can_concat(self, other: object) -> bool:
@@ -104,6 +115,13 @@ class ExtraCond:
         return [len(self.rows)]
 
 
+def _unpaired(count: int, batch_size: int) -> str:
+    return (
+        f"the conditioning holds {count} anchors or references, the latent batch holds {batch_size} "
+        f"picture{'' if batch_size == 1 else 's'}; pass one, or one per picture"
+    )
+
+
 def with_extra(conditioning: Conditioning, extras: Sequence[Extra | None]) -> Conditioning:
     """Let a conditioning attend to more; what it attends to already stays.
 
@@ -111,6 +129,9 @@ def with_extra(conditioning: Conditioning, extras: Sequence[Extra | None]) -> Co
         conditioning: left unmodified.
         extras: one for all pictures of a batch, or one for each; None is nothing. A conditioning
             that is to be batched with an anchored one needs this call, too, with None.
+
+    Raises:
+        ValueError: the conditioning has extras already, for another number of pictures.
     """
     rows = [Row(() if extra is None else (extra,)) for extra in extras]
     result = []
@@ -124,6 +145,11 @@ def with_extra(conditioning: Conditioning, extras: Sequence[Extra | None]) -> Co
 
 def _joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     count = max(len(old), len(new))
+    if len(old) not in (1, count) or len(new) not in (1, count):
+        raise ValueError(
+            f"the conditioning holds {len(old)} anchors or references, {len(new)} are to be added; "
+            "pass one, or the same number to every node"
+        )
     pairs = ((old[i % len(old)], new[i % len(new)]) for i in range(count))
     return [Row(before.extras + after.extras) for before, after in pairs]
 
@@ -176,7 +202,7 @@ def attend_extra(model: ModelPatcher) -> ModelPatcher:
         return clone
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CONDS_KEY, _sample_with_run)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, CONDS_KEY, _apply_with_rows)
-    clone.set_model_attn2_patch(_keep_query_input)
+    clone.set_model_attn2_patch(_announce_layer)
     clone.set_model_attn2_output_patch(_add_extra_attention)
     return clone
 
@@ -184,12 +210,21 @@ def attend_extra(model: ModelPatcher) -> ModelPatcher:
 def _sample_with_run(
     executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
+    _check_pictures(executor.class_obj.conds, noise.shape[0])
     options = executor.class_obj.model_options.setdefault("transformer_options", {})
     options[RUN_KEY] = Run(frame=(noise.shape[-2], noise.shape[-1]))
     try:
         return executor(noise, latent_image, *args, **kwargs)
     finally:
         del options[RUN_KEY]
+
+
+def _check_pictures(conds: Mapping[str, Sequence[Mapping[str, Any]]], batch_size: int) -> None:
+    # before a model is loaded, not in the middle of the first step
+    for cond in (cond for entries in conds.values() for cond in entries):
+        extra = cond["model_conds"].get(CONDS_KEY)
+        if extra is not None and len(extra.rows) not in (1, batch_size):
+            raise ValueError(_unpaired(len(extra.rows), batch_size))
 
 
 def _apply_with_rows(
@@ -206,21 +241,24 @@ def _apply_with_rows(
     rows: tuple[Row, ...] = conds.pop(CONDS_KEY, ())
     if any(row.extras for row in rows):
         run = options.get(RUN_KEY) or Run(frame=(x.shape[-2], x.shape[-1]))
-        options[FORWARD_KEY] = Forward(run, rows, float(t[0]), executor.class_obj)
+        forward = Forward(run, rows, float(t[0]), executor.class_obj)
+        if forward.groups:
+            forward.hook_into(options)
     return executor(x, t, c_concat, c_crossattn, control, options, **conds)
 
 
-def _keep_query_input(
+def _announce_layer(
     n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # extra_options lives for one pass of one block; the output patch of that block reads it
-    extra_options[QUERY_KEY] = n
+    forward: Forward | None = extra_options.get(FORWARD_KEY)
+    if forward is not None:
+        forward.waiting = Layer(n, extra_options)
     return n, context, value
 
 
 def _add_extra_attention(n: Tensor, extra_options: dict[str, Any]) -> Tensor:
     forward: Forward | None = extra_options.get(FORWARD_KEY)
-    return n if forward is None else forward.add(n, extra_options)
+    return n if forward is None else forward.add_to_output(n)
 
 
 @dataclass
@@ -257,10 +295,48 @@ class Group:
     """Rows of the batch that attend through the same adapter with the same layer strengths."""
 
     adapter: TokenAdapter
-    rows: tuple[int, ...]
-    sights: tuple[Sight, ...]
+    spans: list[tuple[int, int]]  # first row and number of rows
+    sights: tuple[Sight, ...]  # one for each row, or one for all of them
     strengths: tuple[float, ...]
     layer_strengths: Mapping[str, float]
+    kept: dict[Any, tuple[Tensor, Tensor]]  # keys and values; outlive the pass
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """The group's rows of a batch."""
+        parts = [x.narrow(0, first, count) for first, count in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def added(self, part: Tensor, total: Tensor) -> Tensor:
+        """A batch, with `part` added to the group's rows."""
+        if self.spans == [(0, len(total))]:
+            return total + part
+        total = total.clone()
+        parts = part.split([count for _, count in self.spans])
+        for (first, count), piece in zip(self.spans, parts, strict=True):
+            total.narrow(0, first, count).add_(piece)
+        return total
+
+
+def _spans(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """First row and number of rows of each stretch of neighbours."""
+    spans: list[tuple[int, int]] = []
+    for row in rows:
+        first, count = spans[-1] if spans else (row, 0)
+        if row == first + count:
+            spans[-1:] = [(first, count + 1)]
+        else:
+            spans.append((row, 1))
+    return spans
+
+
+class Layer:
+    """A cross-attention layer in the middle of its pass."""
+
+    def __init__(self, query_input: Tensor, extra_options: Mapping[str, Any]) -> None:
+        stage, number = extra_options["block"]
+        self.name = f"{stage}_{number}_{extra_options['block_index']}"
+        self.size: tuple[int, int] = tuple(extra_options["activations_shape"][-2:])
+        self.query_input = query_input
 
 
 class Forward:
@@ -271,55 +347,78 @@ class Forward:
         self.network: UNetModel = base_model.diffusion_model
         self.layers = run.keep(("layers", id(self.network)), lambda: _layers_of(self.network))
         self.groups = _groups(run, rows, sigma, base_model.model_sampling)
+        self.tokens: dict[Any, Tensor] = {}  # the keys and values made of them outlive the pass
+        self.waiting: Layer | None = None
+        self.override: Callable[..., Tensor] | None = None
 
-    def add(self, n: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        """Add to a layer's output (b p d) what its rows attend to besides."""
-        stage, number = extra_options["block"]
-        name = f"{stage}_{number}_{extra_options['block_index']}"
-        size = tuple(extra_options["activations_shape"][-2:])
-        query_input = extra_options[QUERY_KEY]
-        for group in self.groups:
-            if name not in group.adapter.layers:
-                continue
-            factor = group.layer_strengths.get(name, 1.0)
-            if factor != 0:
-                n = self._add_group(n, query_input, group, name, size, factor)
-        return n
+    def hook_into(self, options: dict[str, Any]) -> None:
+        """Have the layers of a pass with these transformer_options served."""
+        options[FORWARD_KEY] = self
+        if options.get("patches_replace", {}).get("attn2"):
+            return  # who replaces the attention may call core's for anything
+        self.override = options.get(OVERRIDE_KEY)
+        options[OVERRIDE_KEY] = self._attend
 
-    def _add_group(
-        self, n: Tensor, query_input: Tensor, group: Group, name: str, size: Any, factor: float
+    def _attend(
+        self, attention: Callable[..., Tensor], q: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        layer = self.layers[name]
-        every_row = group.rows == tuple(range(n.shape[0]))
-        chosen = query_input if every_row else query_input[list(group.rows)]
-        q = layer.to_q(chosen)
-        k, v = self._keys_values(group, name, size, q)
-        attended = layer.to_out(decoupled_attention(q, k, v, layer.heads)) - self._bias(name, q)
+        # in place of `attention`, for self-attention, too, before which no layer is announced
+        layer, self.waiting = self.waiting, None
+        if self.override is None:
+            own = attention(q, *args, **kwargs)
+        else:
+            own = self.override(attention, q, *args, **kwargs)
+        return own if layer is None else self._extended(own, layer, q)
+
+    def add_to_output(self, n: Tensor) -> Tensor:
+        """Add to the output (b p d) of a layer whose attention did not come by."""
+        layer, self.waiting = self.waiting, None
+        if layer is None:
+            return n
+        projections = self.layers[layer.name]
+        q = projections.to_q(layer.query_input)
+        nothing = torch.zeros_like(q)
+        extra = self._extended(nothing, layer, q)
+        if extra is nothing:
+            return n
+        return n + (projections.to_out(extra) - self._bias(layer.name, extra))
+
+    def _extended(self, attended: Tensor, layer: Layer, q: Tensor) -> Tensor:
+        """Attention (b p d), before the output projection, with all that its rows attend to besides."""
+        for group in self.groups:
+            factor = group.layer_strengths.get(layer.name, 1.0)
+            if layer.name in group.adapter.layers and factor != 0:
+                part = self._of_group(group, layer, group.rows_of(q), factor)
+                attended = group.added(part, attended)
+        return attended
+
+    def _of_group(self, group: Group, layer: Layer, q: Tensor, factor: float) -> Tensor:
+        k, v = self._keys_values(group, layer, q)
+        attended = decoupled_attention(q, k, v, self.layers[layer.name].heads)
         strengths = [strength * factor for strength in group.strengths]
         if any(strength != 1 for strength in strengths):
             attended = attended * attended.new_tensor(strengths)[:, None, None]
-        if every_row:
-            return n + attended
-        return n.index_add(0, torch.tensor(group.rows, device=n.device), attended.to(n.dtype))
+        return attended
 
-    def _keys_values(
-        self, group: Group, name: str, size: tuple[int, int], like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if not group.adapter.positional:
-            size = (1, 1)  # the same tokens on every map
-        place = (like.device, like.dtype)
-        adapter = self._placed(group.adapter, like.device)
-        sights = group.sights[:1] if len(set(group.sights)) == 1 else group.sights
+    def _keys_values(self, group: Group, layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
+        # tokens that are not positional are the same on every map
+        size = layer.size if group.adapter.positional else (1, 1)
+        key = (layer.name, size, like.device, like.dtype)
+        if key not in group.kept:
+            adapter = self._placed(group.adapter, like.device)
+            tokens = self._tokens(adapter, group.sights, size)
+            k, v = (x.to(like.dtype) for x in adapter.keys_values(layer.name, tokens))
+            own = k.ndim == 4
+            group.kept[key] = (places_innermost(k), places_innermost(v)) if own else (k, v)
+        return group.kept[key]
 
-        def make_tokens() -> Tensor:
-            return adapter.tokens(sights, *size, self.run.aspect)
-
-        def make() -> tuple[Tensor, Tensor]:
-            tokens = self.run.keep(("tokens", adapter, sights, size), make_tokens)
-            k, v = adapter.keys_values(name, tokens)
-            return k.to(like.dtype), v.to(like.dtype)
-
-        return self.run.keep(("kv", adapter, name, sights, size, place), make)
+    def _tokens(
+        self, adapter: TokenAdapter, sights: tuple[Sight, ...], size: tuple[int, int]
+    ) -> Tensor:
+        key = (adapter, sights, size)
+        if key not in self.tokens:
+            self.tokens[key] = adapter.tokens(sights, *size, self.run.aspect)
+        return self.tokens[key]
 
     def _placed(self, adapter: TokenAdapter, device: torch.device) -> TokenAdapter:
         if next(adapter.parameters()).device == device:
@@ -348,16 +447,21 @@ def _groups(run: Run, rows: Sequence[Row], sigma: float, model_sampling: Any) ->
             sources[key] = extra
             sight = Sight(extra.request, run.crop_of(row))
             found.setdefault(key, []).append((index, sight, strength))
-    return [
-        Group(
-            adapter=sources[key].adapter,
-            rows=tuple(index for index, _, _ in members),
-            sights=tuple(sight for _, sight, _ in members),
-            strengths=tuple(strength for _, _, strength in members),
-            layer_strengths=sources[key].layer_strengths,
-        )
-        for key, members in found.items()
-    ]
+    return [_group(run, sources[key], members) for key, members in found.items()]
+
+
+def _group(run: Run, source: Extra, members: Sequence[tuple[int, Sight, float]]) -> Group:
+    rows, sights, strengths = zip(*members, strict=True)
+    if len(set(sights)) == 1:
+        sights = sights[:1]
+    return Group(
+        adapter=source.adapter,
+        spans=_spans(rows),
+        sights=sights,
+        strengths=strengths,
+        layer_strengths=source.layer_strengths,
+        kept=run.keep(("keys and values", source.adapter, sights), dict),
+    )
 
 
 def check_fits(adapter: TokenAdapter, model: ModelPatcher, name: str = "adapter") -> None:

@@ -91,7 +91,7 @@ def widget_count(info: dict[str, Any]) -> int:
         options = rest[0] if rest else {}
         if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGET_TYPES):
             continue
-        after = options.get("control_after_generate") or name in ("seed", "noise_seed")
+        after = options.get("control_after_generate", name in ("seed", "noise_seed"))
         uploads = options.get("image_upload") or options.get("upload")
         count += 1 + bool(after and kind == "INT") + bool(uploads)
     return count

@@ -1,0 +1,45 @@
+"""The lines that every bench prints and saves."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bar, or one figure for the record where there is no bound."""
+
+    what: str
+    ours: float
+    baseline: float | None = None
+    bound: float | None = None
+    at_least: bool = True
+    upper: float | None = None  # what the measuring itself reaches on true pictures
+
+    @property
+    def holds(self) -> bool | None:
+        if self.bound is None:
+            return None
+        return self.ours >= self.bound if self.at_least else self.ours <= self.bound
+
+
+def report(name: str, rows: Sequence[Row]) -> None:
+    """Print the rows as a table and write them to bench/results/NAME.json."""
+    print(f"{'what':62} {'ours':>8} {'baseline':>9} {'upper':>8}  {'bound':>9}")
+    for row in rows:
+        bound = "" if row.bound is None else f"{'>=' if row.at_least else '<='} {row.bound:g}"
+        verdict = {True: "holds", False: "falls short", None: ""}[row.holds]
+        print(
+            f"{row.what:62} {row.ours:8.3f} {_told(row.baseline):>9} {_told(row.upper):>8}"
+            f"  {bound:>9}  {verdict}"
+        )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    entries = [{**asdict(row), "holds": row.holds} for row in rows]
+    (RESULTS / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
