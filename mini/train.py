@@ -170,8 +170,11 @@ def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
     """Noise prediction on latents with min-SNR weights, captions dropped at random."""
     latents, texts, empty = _cached(run)
     unet = networks.build_unet(seed=3).to(DEVICE, memory_format=torch.channels_last)
+    steps_before = 0
     if go_on:
-        unet.load_state_dict(read_weights("unet")[0])
+        state, about = read_weights("unet")
+        unet.load_state_dict(state)
+        steps_before = about["steps"]
     alpha_bar = _alpha_bar().to(DEVICE)
 
     def loss_of(generator: Generator) -> Tensor:
@@ -192,7 +195,7 @@ def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
 
     steps = fit(unet, recipe, loss_of, run / "unet", tell("unet"))
     _save("unet", unet.state_dict(), {
-        "config": networks.UNET_CONFIG, "pixels": SIZE, "steps": steps,
+        "config": networks.UNET_CONFIG, "pixels": SIZE, "steps": steps_before + steps,
         "latent_rgb_factors": _latent_colours(run, latents),
     })  # fmt: skip
 

@@ -309,8 +309,10 @@ class _Run:
                 f"{there.get(differing[0], 'absent')} there and {here.get(differing[0], 'absent')} "
                 "here; choose another name or folder, or remove it to start over"
             )
-        before = state.get("same", {})  # older checkpoints do not say
-        differing = [name for name, value in before.items() if self.same.get(name) != value]
+        before = state.get("same", {})  # older checkpoints do not say, or say more
+        differing = [
+            name for name in self.same if name in before and before[name] != self.same[name]
+        ]
         if differing:
             told = ", ".join(
                 f"{name} was {before[name]} and is {self.same.get(name)}" for name in differing[:4]

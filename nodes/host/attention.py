@@ -21,7 +21,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer
+from comfy.ldm.modules.attention import (
+    CrossAttention,
+    SpatialTransformer,
+    SpatialVideoTransformer,
+)
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -158,10 +162,12 @@ def cross_attention_layers(model: ModelPatcher) -> dict[str, CrossAttention]:
     """The text-reading attention layers of a MODEL by name, in the order in which they run.
 
     Raises:
-        ValueError: the model is no UNet of the SD1.5 or SDXL kind.
+        ValueError: the model is no UNet of the SD1.5 or SDXL kind; one for video is none either.
     """
     network = model.get_model_object("diffusion_model")
-    if not isinstance(network, UNetModel):
+    if not isinstance(network, UNetModel) or any(
+        isinstance(module, SpatialVideoTransformer) for module in network.modules()
+    ):
         raise ValueError(
             f"model is a {type(model.model).__name__} with a {type(network).__name__}, extra attention "
             "needs a UNet with cross-attention (SD1.5, SDXL, the miniature); load such a checkpoint"
