@@ -28,14 +28,19 @@ from ..mini.load import load_image_text
 from ..mini.networks import normalise
 from ..mini.painter import Painting, paint
 from ..mini.pool import UNSEEN_FROM
+from ..models.anchor.adapter import AnchorAdapter
 from ..models.anchor.guidance import Scales
+from ..models.anchor.objective import denoising_loss
 from ..models.anchor.weights import load_adapter
 from ..models.common.anchor import THIRD, Anchor
+from ..models.common.training import peak_bytes
 from ..models.composition.control import PARTS, ControlStatistics, control_by_part
 from ..models.composition.measure import measure_composition
 from ..nodes import mini as nodes
-from ..nodes.host.attention import Extra, attend_extra, with_extra
+from ..nodes.host.attention import Extra, attend_extra, layer_shapes, with_extra
+from ..nodes.host.gradients import gradients
 from ..nodes.host.guiders import Conditionings, ExtraGuider
+from ..nodes.host.training import frozen_denoiser
 from ._rows import Row, report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +60,7 @@ TEXT_SCALE, ANCHOR_SCALE = 4.0, 4.0
 HIGH, LOW = 0.38, 0.62  # beyond them the drawings' captions may say "high" or "low horizon"
 NEAR_THIRD = 0.1  # the paper's tolerance
 TIMED_PAIRS = 7
+TRAINED_BATCH = 4
 
 
 @dataclass
@@ -115,7 +121,7 @@ def main() -> None:
     parser.add_argument("--speed-only", action="store_true")
     options = parser.parse_args()
     bench = Bench()
-    rows = speed_rows(bench)
+    rows = [*speed_rows(bench), *training_rows(bench)]
     if not options.speed_only:
         rows = control_rows(bench, options.seeds) + third_rows(bench, options.seeds) + rows
     report("anchor", rows)
@@ -243,6 +249,42 @@ def speed_rows(bench: Bench) -> list[Row]:
             1.25,
             False,
         ),
+    ]
+
+
+def training_rows(bench: Bench) -> list[Row]:
+    """Seconds of a training step over those of a forward and backward pass of the frozen model."""
+    shape, generator = (TRAINED_BATCH, 4, SIZE // 8, SIZE // 8), torch.Generator().manual_seed(0)
+    anchors = [Anchor(horizon=0.3, tilt_deg=2.0, subject_x=0.4, subject_y=0.6)] * TRAINED_BATCH
+    with gradients():
+        x0, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+        adapter = AnchorAdapter(layer_shapes(bench.plain))
+        adapter.load_state_dict(bench.adapter.state_dict())
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, fused=True)
+        with frozen_denoiser(bench.plain, [bench.encode(next(iter(PROMPTS)))], x0[:1]) as frozen:
+            sigma = frozen.sigma_of(torch.full((TRAINED_BATCH,), 700))
+            noisy = x0 + noise * sigma.view(-1, 1, 1, 1)
+            rows = [0] * TRAINED_BATCH
+
+            def train() -> None:
+                extras = [Extra(adapter=adapter, request=anchor) for anchor in anchors]
+                denoising_loss(frozen(noisy, sigma, rows, extras), x0, sigma).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            def plain() -> None:
+                x = noisy.clone().requires_grad_(True)
+                denoising_loss(frozen(x, sigma, rows, [None] * len(rows)), x0, sigma).backward()
+
+            overhead = ratio(train, plain)
+            began = time.perf_counter()
+            train()
+            rate = 1 / (time.perf_counter() - began)
+    peak = (peak_bytes(frozen.device) or 0) / 2**20
+    return [
+        Row("training step over a plain forward and backward", overhead, 1.0, 1.10, False),
+        Row(f"training steps a second, batch of {TRAINED_BATCH}, {SIZE} px", rate),
+        Row("peak memory of the process in MiB", peak),
     ]
 
 

@@ -106,13 +106,13 @@ class ComfyClient:
             kind, data = self._receive(left_s)
             if data.get("prompt_id") != prompt_id:
                 continue
-            if kind == "execution_success":
-                return
             if kind == "execution_error":
                 raise PromptError(f"{data['node_type']}: {data['exception_message'].strip()}")
             if kind == "execution_interrupted":
                 raise PromptError("the prompt was interrupted")
-            if kind == "executing" and data.get("node"):
+            if kind == "executing":
+                if data.get("node") is None:  # comes after the history has been written
+                    return
                 on_progress(Progress(str(data["node"]), 0, 1))
             if kind == "progress":
                 on_progress(Progress(str(data["node"]), int(data["value"]), int(data["max"])))

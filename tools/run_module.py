@@ -2,7 +2,7 @@
 
     python tools/run_module.py bench.composition [arguments]
 
-With --cpu among the arguments ComfyUI computes on the CPU.
+ComfyUI computes on the CPU where torch sees no accelerator, or with --cpu among the arguments.
 
 The checkout itself never enters `sys.path`: there its `nodes/` would hide ComfyUI's `nodes`.
 """
@@ -23,10 +23,11 @@ def main() -> None:
     sys.modules["veduta"] = package
     sys.path[0] = os.environ.get("COMFYUI_PATH") or str(ROOT / ".comfyui")
     name, sys.argv = sys.argv[1], sys.argv[1:]
-    if "--cpu" in sys.argv:
-        from comfy.cli_args import args
+    import torch
+    from comfy.cli_args import args
 
-        args.cpu = True  # before any other part of ComfyUI looks at it
+    # before any other part of ComfyUI looks at it
+    args.cpu = "--cpu" in sys.argv or not torch.accelerator.is_available()
     runpy.run_module(f"veduta.{name}", run_name="__main__", alter_sys=True)
 
 

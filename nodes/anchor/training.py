@@ -34,7 +34,6 @@ from ...models.anchor.objective import (
 )
 from ...models.anchor.weights import LoadedAdapter, copy_text_keys, save_adapter
 from ...models.common.anchor import Anchor
-from ...models.common.charts import Curve, draw_curves, draw_histograms
 from ...models.common.training import CHECKPOINT, Recipe, Step, fit, read_log
 from ..host.attention import (
     Conditioning,
@@ -414,6 +413,8 @@ def _about(
 
 
 def _curve(run: Path, steps: int) -> Tensor:
+    from ...models.common.charts import Curve, draw_curves  # cv2, as in `_label`
+
     rows = read_log(run)
     at = [row["step"] for row in rows]
     loss = Curve("loss", at, [row["loss"] for row in rows])
@@ -422,6 +423,8 @@ def _curve(run: Path, steps: int) -> Tensor:
 
 
 def _histogram(material: Material) -> Tensor:
+    from ...models.common.charts import draw_histograms  # cv2, as in `_label`
+
     before = [label.anchor.horizon for label in material.labels]
     after = [view.anchor.horizon for view in material.views]
     return draw_histograms(
