@@ -21,7 +21,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ..nodes import mini as nodes
 from . import networks
-from .load import load_image_text
+from .load import load_image_text, read_weights
 from .networks import normalise, to_tensor
 from .pool import SCENES, load_pool
 
@@ -58,6 +58,9 @@ def write_card(run: Path) -> None:
     card["retrieval_generated"] = round(retrieval(judge, pictures, prompts, CANDIDATES), 3)
     for size in TIMED_SIZES:
         card[f"seconds_20_steps_{size}px"] = round(_seconds(model, clip, vae, prompts[:1], size), 2)
+    card["training"]["unet"]["steps"] = read_weights("unet")[1]["steps"]  # of all runs together
+    adapter = read_weights("anchor")[1]["about"]
+    card["anchor_information_gain"] = adapter["information_gain"]
     card["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     (HERE / "weights" / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     _contact_sheet(pictures[:48], HERE / "weights" / "contact_sheet.jpg")
@@ -76,6 +79,7 @@ def _table(card: dict[str, Any]) -> str:
         "autoencoder, PSNR on 256 scenes (aim 30 dB)": f"{card['vae_psnr_db']} dB",
         f"picture to caption among {CANDIDATES}, drawn scenes": f"{card['retrieval_unseen']} (chance {chance})",
         f"the same, {GENERATED} generated pictures": f"{card['retrieval_generated']} (chance {chance})",
+        "anchor adapter, information gain at t = 850": f"{card['anchor_information_gain']} (0 ignores the anchor)",
         f"{STEPS} steps with guidance and decoding, 128 px": f"{card['seconds_20_steps_128px']} s",
         "the same, 256 px (aim 5 s)": f"{card['seconds_20_steps_256px']} s",
         "peak memory of the process": f"{card['peak_memory_mb']} MB",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..common.anchor import Anchor
 from ..common.decoupled_attention import LayerShape, Sight, TokenAdapter, place_centres
-from .encoder import AnchorEncoder, anchor_numbers
+from .encoder import REGISTERS, AnchorEncoder, anchor_numbers
 
 
 class AnchorAdapter(TokenAdapter):
@@ -17,6 +17,7 @@ class AnchorAdapter(TokenAdapter):
     """
 
     positional = True
+    shared_tokens = REGISTERS
 
     def __init__(self, layers: Mapping[str, LayerShape]) -> None:
         super().__init__(layers)

@@ -37,10 +37,12 @@ class Sight:
 class TokenAdapter(nn.Module):
     """Makes extra tokens, and their keys and values for every layer it knows.
 
-    Subclasses write `tokens`; those whose tokens differ from place to place set `positional`.
+    Subclasses write `tokens`; those whose tokens differ from place to place set `positional`, and
+    `shared_tokens` to how many of the last tokens do not.
     """
 
     positional = False
+    shared_tokens = 0
 
     def __init__(self, layers: Mapping[str, LayerShape]) -> None:
         super().__init__()
@@ -66,39 +68,57 @@ class TokenAdapter(nn.Module):
         """K' and V' of a layer: the shape of `tokens` with the layer's inner width at the end."""
         return self.to_k[layer](tokens), self.to_v[layer](tokens)
 
+    def parts(self, tokens: Tensor) -> list[Tensor]:
+        """Tokens (b p n d) without the repetition: own ones, and shared ones as (b 1 n d)."""
+        if tokens.ndim == 3 or not self.shared_tokens:
+            return [tokens]
+        own = tokens.shape[2] - self.shared_tokens
+        return [tokens[:, :, :own], tokens[:, :1, own:]]
+
 
 def _projection(shape: LayerShape) -> nn.Linear:
     return nn.Linear(shape.context_dim, shape.inner_dim, bias=False)
 
 
-def decoupled_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def decoupled_attention(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], heads: int
+) -> Tensor:
     """The second term of Eq. 5, without its strength.
 
     Args:
         q: (b p d) queries of the network.
-        k: (b n d) keys for all queries, or (b p n d) own keys for each; b may be 1 for all pictures.
-        v: like `k`.
+        keys: one (b n d) for all queries; or parts (b p n d) of own keys for each query, where b and
+            p may be 1 for all pictures and all places.
+        values: like `keys`.
         heads: attention heads that share d.
 
     Returns:
         (b p d).
     """
-    if k.ndim == 4:
-        return _attention_of_own_tokens(q, k, v, heads)
+    if keys[0].ndim == 4:
+        return _attention_of_own_tokens(q, keys, values, heads)
+    (k,), (v,) = keys, values
     q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
     shape = (q.shape[0], *k.shape[1:])
     attended = scaled_dot_product_attention(q, k.expand(shape), v.expand(shape))
     return rearrange(attended, "b heads n d -> b n (heads d)")
 
 
-def _attention_of_own_tokens(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _attention_of_own_tokens(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], heads: int
+) -> Tensor:
     # a handful of tokens per query: products and sums beat a matrix product per place, most of all
     # with the places innermost
     scale = (q.shape[-1] // heads) ** -0.5
     q = rearrange(q * scale, "b p (heads d) -> b 1 heads d p", heads=heads).contiguous()
-    k, v = (rearrange(x, "b p n (heads d) -> b n heads d p", heads=heads) for x in (k, v))
-    weights = (q * k).sum(3, keepdim=True).softmax(1)  # over the n tokens
-    return rearrange((weights * v).sum(1), "b heads d p -> b p (heads d)")
+    by_token = "b p n (heads d) -> b n heads d p"
+    products = [(q * rearrange(k, by_token, heads=heads)).sum(3, keepdim=True) for k in keys]
+    weights = torch.cat(products, 1).softmax(1).split([k.shape[2] for k in keys], 1)
+    attended = [
+        (weight * rearrange(v, by_token, heads=heads)).sum(1)
+        for weight, v in zip(weights, values, strict=True)
+    ]
+    return rearrange(sum(attended[1:], attended[0]), "b heads d p -> b p (heads d)")
 
 
 def places_innermost(own: Tensor) -> Tensor:

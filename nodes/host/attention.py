@@ -47,6 +47,7 @@ FORWARD_KEY = "veduta.extra_attention.forward"
 OVERRIDE_KEY = "optimized_attention_override"  # core's
 
 Conditioning = list[list[Any]]
+KeysValues = tuple[list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +306,7 @@ class Group:
     sights: tuple[Sight, ...]  # one for each row, or one for all of them
     strengths: tuple[float, ...]
     layer_strengths: Mapping[str, float]
-    kept: dict[Any, tuple[Tensor, Tensor]]  # keys and values; outlive the pass
+    kept: dict[Any, KeysValues]  # outlive the pass
 
     def rows_of(self, x: Tensor) -> Tensor:
         """The group's rows of a batch."""
@@ -399,23 +400,25 @@ class Forward:
         return attended
 
     def _of_group(self, group: Group, layer: Layer, q: Tensor, factor: float) -> Tensor:
-        k, v = self._keys_values(group, layer, q)
-        attended = decoupled_attention(q, k, v, self.layers[layer.name].heads)
+        keys, values = self._keys_values(group, layer, q)
+        attended = decoupled_attention(q, keys, values, self.layers[layer.name].heads)
         strengths = [strength * factor for strength in group.strengths]
         if any(strength != 1 for strength in strengths):
             attended = attended * attended.new_tensor(strengths)[:, None, None]
         return attended
 
-    def _keys_values(self, group: Group, layer: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, group: Group, layer: Layer, like: Tensor) -> KeysValues:
         # tokens that are not positional are the same on every map
         size = layer.size if group.adapter.positional else (1, 1)
         key = (layer.name, size, like.device, like.dtype)
         if key not in group.kept:
             adapter = self._placed(group.adapter, like.device)
-            tokens = self._tokens(adapter, group.sights, size)
-            k, v = (x.to(like.dtype) for x in adapter.keys_values(layer.name, tokens))
-            own = k.ndim == 4
-            group.kept[key] = (places_innermost(k), places_innermost(v)) if own else (k, v)
+            parts = adapter.parts(self._tokens(adapter, group.sights, size))
+            pairs = [adapter.keys_values(layer.name, part) for part in parts]
+            keys, values = (
+                [_stored(x.to(like.dtype)) for x in side] for side in zip(*pairs, strict=True)
+            )
+            group.kept[key] = (keys, values)
         return group.kept[key]
 
     def _tokens(
@@ -439,6 +442,10 @@ class Forward:
             return self.layers[name].to_out(like.new_zeros(1, 1, like.shape[-1]))
 
         return self.run.keep(("bias", id(self.network), name, like.device, like.dtype), make)
+
+
+def _stored(x: Tensor) -> Tensor:
+    return places_innermost(x) if x.ndim == 4 else x
 
 
 def _groups(run: Run, rows: Sequence[Row], sigma: float, model_sampling: Any) -> list[Group]:

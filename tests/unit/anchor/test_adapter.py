@@ -31,7 +31,7 @@ def attend(adapter, layer="input_1_0", size=(4, 6)):
     tokens = adapter.tokens([Sight(ASKED)], *size, size[1] / size[0])
     k, v = adapter.keys_values(layer, tokens)
     q = torch.ones(1, size[0] * size[1], k.shape[-1])
-    return decoupled_attention(q, k, v, 2)
+    return decoupled_attention(q, [k], [v], 2)
 
 
 def test_a_new_adapter_adds_nothing_and_its_values_can_learn(adapter):
@@ -94,3 +94,11 @@ def test_layers_that_read_different_texts_are_refused():
     layers = {**LAYERS, "output_3_0": LayerShape(32, 8)}
     with pytest.raises(ValueError, match=r"text of 2 widths \[16, 32\], one is needed"):
         AnchorAdapter(layers)
+
+
+def test_parts_hold_every_token_and_repeat_none(trained):
+    tokens = trained.tokens([Sight(ASKED)], 3, 5, 5 / 3)
+    own, shared = trained.parts(tokens)
+    assert shared.shape[1] == 1
+    whole = torch.cat([own, shared.expand(-1, own.shape[1], -1, -1)], 2)
+    assert torch.equal(whole, tokens)

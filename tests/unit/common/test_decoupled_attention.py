@@ -15,6 +15,10 @@ from veduta.models.common.decoupled_attention import (
 )
 
 
+def attend(q, k, v, heads):
+    return decoupled_attention(q, [k], [v], heads)
+
+
 def drawn(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -40,29 +44,29 @@ def test_two_keys_by_hand():
     k = torch.tensor([[[math.log(3.0), 9.0, 9.0, 9.0], [0.0, 1.0, 1.0, 1.0]]])
     v = torch.tensor([[[4.0, 0.0, 0.0, 0.0], [0.0, 8.0, 0.0, 0.0]]])
     expected = torch.tensor([[[3.0, 2.0, 0.0, 0.0]]])  # 3/4 and 1/4
-    assert_close(decoupled_attention(q, k, v, 1), expected)
-    assert_close(decoupled_attention(q, k[:, None], v[:, None], 1), expected)
+    assert_close(attend(q, k, v, 1), expected)
+    assert_close(attend(q, k[:, None], v[:, None], 1), expected)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_own_tokens_equal_the_loop(heads):
     q, k, v = drawn(2, 3, 8), drawn(2, 3, 4, 8, seed=1), drawn(2, 3, 4, 8, seed=2)
-    assert_close(decoupled_attention(q, k, v, heads), loop(q, k, v, heads))
+    assert_close(attend(q, k, v, heads), loop(q, k, v, heads))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_global_tokens_equal_the_loop(heads):
     q, k, v = drawn(2, 3, 8), drawn(2, 4, 8, seed=1), drawn(2, 4, 8, seed=2)
     places = [x[:, None].expand(2, 3, 4, 8) for x in (k, v)]
-    assert_close(decoupled_attention(q, k, v, heads), loop(q, *places, heads))
+    assert_close(attend(q, k, v, heads), loop(q, *places, heads))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8), (1, 3, 4, 8)])
 def test_one_set_of_tokens_serves_all_pictures(shape):
     q, k, v = drawn(2, 3, 8), drawn(*shape, seed=1), drawn(*shape, seed=2)
-    both = decoupled_attention(q, k, v, 2)
+    both = attend(q, k, v, 2)
     repeated = [x.repeat(2, *[1] * (x.ndim - 1)) for x in (k, v)]
-    assert_close(both, decoupled_attention(q, *repeated, 2))
+    assert_close(both, attend(q, *repeated, 2))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -70,7 +74,7 @@ def test_one_token_is_its_value_everywhere_and_its_key_gets_no_gradient(own):
     q = drawn(1, 3, 8)
     k, v = drawn(1, 1, 8, seed=1).requires_grad_(), drawn(1, 1, 8, seed=2)
     places = (k[:, None].expand(1, 3, 1, 8), v[:, None].expand(1, 3, 1, 8)) if own else (k, v)
-    out = decoupled_attention(q, *places, 2)
+    out = attend(q, *places, 2)
     assert_close(out, v.expand(1, 3, 8))
     out.square().sum().backward()
     assert k.grad is not None
@@ -80,7 +84,7 @@ def test_one_token_is_its_value_everywhere_and_its_key_gets_no_gradient(own):
 @pytest.mark.parametrize("shape", [(1, 2, 8), (1, 3, 2, 8)])
 def test_the_keys_of_two_tokens_get_a_gradient(shape):
     k = drawn(*shape, seed=1).requires_grad_()
-    decoupled_attention(drawn(1, 3, 8), k, drawn(*shape, seed=2), 2).square().sum().backward()
+    attend(drawn(1, 3, 8), k, drawn(*shape, seed=2), 2).square().sum().backward()
     assert k.grad is not None
     assert k.grad.abs().min() > 0
 
@@ -89,7 +93,7 @@ def test_the_keys_of_two_tokens_get_a_gradient(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtype_is_kept_and_large_logits_stay_finite(shape, dtype):
     q, k, v = (drawn(1, 3, 8) * 30).to(dtype), drawn(*shape).to(dtype), drawn(*shape).to(dtype)
-    out = decoupled_attention(q, k * 8, v, 2)
+    out = attend(q, k * 8, v, 2)
     assert out.dtype == dtype
     assert out.isfinite().all()
 
@@ -97,7 +101,7 @@ def test_dtype_is_kept_and_large_logits_stay_finite(shape, dtype):
 def test_inputs_stay_as_they_are():
     inputs = drawn(1, 3, 8), drawn(1, 3, 2, 8), drawn(1, 3, 2, 8)
     copies = [x.clone() for x in inputs]
-    decoupled_attention(*inputs, 2)
+    attend(*inputs, 2)
     assert all(torch.equal(x, copy) for x, copy in zip(inputs, copies, strict=True))
 
 
@@ -124,3 +128,14 @@ def test_keys_and_values_are_projections_of_the_tokens():
 def test_the_base_class_makes_no_tokens():
     with pytest.raises(NotImplementedError):
         TokenAdapter({}).tokens([Sight("anything")], 1, 1, 1.0)
+
+
+def test_tokens_that_are_the_same_everywhere_may_come_as_a_part_of_their_own():
+    q, own_k, own_v = drawn(2, 6, 8), drawn(2, 6, 3, 8, seed=1), drawn(2, 6, 3, 8, seed=2)
+    shared_k, shared_v = drawn(2, 1, 2, 8, seed=3), drawn(2, 1, 2, 8, seed=4)
+    whole_k, whole_v = (
+        torch.cat([own, shared.expand(-1, 6, -1, -1)], 2)
+        for own, shared in ((own_k, shared_k), (own_v, shared_v))
+    )
+    parts = decoupled_attention(q, [own_k, shared_k], [own_v, shared_v], 2)
+    assert_close(parts, attend(q, whole_k, whole_v, 2))
