@@ -1,6 +1,6 @@
 """Does the miniature's anchor adapter steer?  python dev.py bench anchor [--seeds N]
 
-Asked for: the anchors of unseen drawn scenes, whose horizons lie in eight bins from 0.15 to 0.85; every
+Asked for: the anchors of unseen tilted scenes, whose horizons lie in eight bins from 0.15 to 0.85; every
 prompt and seed is drawn once for each of them, from the same noise. Measured by the method of the
 pack's measuring node; what it is not sure of counts as abstention. Beside it: the adapter off, the wish
 in the prompt's words, the better of two seeds (dearer than the anchor's third branch), and the same
@@ -310,11 +310,11 @@ def noise_of(seed: int) -> Tensor:
 
 
 def targets(flying: bool, prompt_index: int) -> list[Painting]:
-    """Unseen drawings whose horizons fill the bins; each prompt gets its own."""
+    """Unseen tilted drawings whose horizons fill the bins; each prompt gets its own."""
     free, found = list(range(len(BINS) - 1)), {}
     for seed in range(UNSEEN_FROM + 2_000 * prompt_index, UNSEEN_FROM + 2_000 * (prompt_index + 1)):
         plan = scene(seed)
-        if plan.horizon is None or plan.subject is None or plan.mountains:
+        if plan.horizon is None or plan.subject is None or plan.mountains or not plan.tilt_deg:
             continue
         place = int(np.digitize(plan.horizon, BINS)) - 1
         if place in free and (plan.subject.distance < 0) == flying:
