@@ -26,8 +26,14 @@ class Row:
         return self.ours >= self.bound if self.at_least else self.ours <= self.bound
 
 
-def report(name: str, rows: Sequence[Row]) -> None:
-    """Print the rows as a table and write them to bench/results/NAME.json."""
+def report(name: str, rows: Sequence[Row], keep_others: bool = False) -> None:
+    """Print the rows as a table and write them to bench/results/NAME.json.
+
+    Args:
+        name: of the bench.
+        rows: what was measured.
+        keep_others: leave the file's rows of other names; the bench measured a part only.
+    """
     print(f"{'what':62} {'ours':>8} {'baseline':>9} {'upper':>8}  {'bound':>9}")
     for row in rows:
         bound = "" if row.bound is None else f"{'>=' if row.at_least else '<='} {row.bound:g}"
@@ -37,8 +43,11 @@ def report(name: str, rows: Sequence[Row]) -> None:
             f"  {bound:>9}  {verdict}"
         )
     RESULTS.mkdir(parents=True, exist_ok=True)
-    entries = [{**asdict(row), "holds": row.holds} for row in rows]
-    (RESULTS / f"{name}.json").write_text(json.dumps(entries, indent=1) + "\n")
+    path = RESULTS / f"{name}.json"
+    measured = {row.what: {**asdict(row), "holds": row.holds} for row in rows}
+    before = json.loads(path.read_text()) if keep_others and path.exists() else []
+    entries = {entry["what"]: entry for entry in before} | measured
+    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
 
 
 def _told(value: float | None) -> str:

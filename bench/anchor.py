@@ -124,7 +124,7 @@ def main() -> None:
     rows = [*speed_rows(bench), *training_rows(bench)]
     if not options.speed_only:
         rows = control_rows(bench, options.seeds) + third_rows(bench, options.seeds) + rows
-    report("anchor", rows)
+    report("anchor", rows, keep_others=options.speed_only)
 
 
 def control_rows(bench: Bench, seeds: int) -> list[Row]:
