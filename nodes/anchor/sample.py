@@ -133,16 +133,13 @@ class AnchoredSampler(io.ComfyNode):
         anchor.for_batch(pictures, pictures="latent_image")
         if negative_anchor is not None:
             negative_anchor.for_batch(pictures, "negative_anchor", "latent_image")
-        interval = checked_interval(start_percent, end_percent)
-        scales = Scales(text=text_scale, extra=anchor_scale, joint=mode == JOINT)
-        steered = steered_model(model, adapter)
-        seen = _conditionings(
-            adapter, anchor, negative_anchor, positive, negative, scales, interval
-        )
+        (guider,) = AnchoredGuider.execute(
+            model, adapter, anchor, positive, negative, text_scale, anchor_scale, start_percent,
+            end_percent, mode, negative_anchor,
+        ).args  # fmt: skip
         schedule = Schedule(
             seed=seed, steps=steps, sampler_name=sampler_name, scheduler=scheduler, denoise=denoise
         )
-        guider = ExtraGuider(steered, seen, scales, interval)
         return io.NodeOutput(sample_latent(guider, latent_image, schedule))
 
 
