@@ -1,9 +1,10 @@
-"""The horizon of a picture: three classical voters and a small network, one answer, or none.
+"""The horizon of a picture: three classical voters and two small networks, one answer, or none.
 
-The voters and the network score the same candidate lines (pairs of heights at the frame's edges).
-The network weighs the voters' evidence line by line; the mean of its posterior around the best line
-is the answer, finer than the grid. Confidence joins the network's presence with the agreement, the
-share of the posterior that lies near the answer.
+All score the same candidate lines (pairs of heights at the frame's edges). One network weighs the
+voters' evidence line by line, the other looks at the picture as a whole; their mean is taken. The
+mean of the posterior around the best line is the answer, finer than the grid, and a clean edge beside
+it is taken as it is. Confidence joins the networks' presence with the agreement, the share of the
+posterior that lies near the answer.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .frame import content_box
+from .horizon_edge import settle
 from .horizon_lines import (
     MIN_SPREAD,
     candidate_lines,
@@ -20,10 +22,11 @@ from .horizon_lines import (
     square_of,
     squeeze,
 )
-from .horizon_network import HorizonNetwork, frame_features, line_features
+from .horizon_network import HorizonNetwork, HorizonScores, frame_features, line_features
+from .horizon_pixels import HorizonPixels, pixels_of
 from .horizon_voters import SEGMENT_SIDE_PX, find_segments, vote_segments
 
-LEVEL_PRIOR = 20.0  # logits per unit of rise: people level their horizons ...
+LEVEL_PRIOR = 5.0  # logits per unit of rise: people level their horizons ...
 PRIOR_RISE = 0.12  # ... and beyond this rise (7 degrees in a square) the slant is meant
 AGREEMENT_GAP = 0.06  # voters within it, measured at the frame's edges, mean the same line
 SPLIT_VOTE_COST = 0.45  # share of the confidence lost when no two votes agree on a line
@@ -40,21 +43,24 @@ class Horizon:
     confidence: float
 
 
-def find_horizons(image: Tensor, network: HorizonNetwork) -> list[Horizon | None]:
+def find_horizons(
+    image: Tensor, network: HorizonNetwork, pixel_network: HorizonPixels
+) -> list[Horizon | None]:
     """The most likely horizon of every picture, however unlikely; None for a flat picture.
 
     Args:
         image: (b 3 h w), 0..1; left unmodified.
         network: see `weights.load_network`.
+        pixel_network: see `weights.load_pixel_network`.
     """
     square = image.shape[-2:] == (WORK_SIDE_PX, WORK_SIDE_PX)
     whole = image if square else square_of(image, WORK_SIDE_PX)
     boxes = [content_box(picture) for picture in whole]
     inner = torch.cat([_cut(picture, box) for picture, box in zip(whole, boxes, strict=True)])
     lines = candidate_lines()
-    features, frame = picture_features(inner)
     with torch.no_grad():
-        scores = network(features, frame)
+        weighed = network(*picture_features(inner))
+        scores = _mean(weighed, pixel_network.of_both_ways(pixels_of(inner)))
     rise = (lines[:, 1] - lines[:, 0]).abs().clamp(max=PRIOR_RISE)
     posterior = (scores.lines - LEVEL_PRIOR * rise).softmax(1)
     presence = scores.presence.sigmoid()
@@ -65,9 +71,15 @@ def find_horizons(image: Tensor, network: HorizonNetwork) -> list[Horizon | None
             continue
         line, mass = _peak(posterior[index], lines)
         confidence = _confidence(float(presence[index]), mass)
-        left, right = _put_back(line, boxes[index])
+        left, right = _put_back(settle(picture, line), boxes[index])
         found.append(Horizon(left=left, right=right, confidence=confidence))
     return found
+
+
+def _mean(weighed: HorizonScores, seen: HorizonScores) -> HorizonScores:
+    """Half of each: logits of the presence, log probabilities of the lines."""
+    lines = weighed.lines.log_softmax(1) + seen.lines.log_softmax(1)
+    return HorizonScores((weighed.presence + seen.presence) / 2, lines / 2)
 
 
 def _cut(picture: Tensor, box: tuple[float, float, float, float]) -> Tensor:

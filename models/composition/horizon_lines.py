@@ -60,15 +60,16 @@ def square_of(image: Tensor, side: int) -> Tensor:
 
 
 def squeeze(image: Tensor) -> Tensor:
-    """The picture as (b 3 s s), scaled to a common spread.
-
-    Channels are light, red against green, and yellow against blue.
-    """
+    """The picture's opponent colours as (b 3 s s), scaled to a common spread."""
     small = square_of(image, SIDE)
-    red, green, blue = small.unbind(1)
-    opponent = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1)
     spread = small.flatten(1).std(1).clamp_min(MIN_SPREAD).view(-1, 1, 1, 1)
-    return opponent / (4 * spread)
+    return opponent_colours(small) / (4 * spread)
+
+
+def opponent_colours(image: Tensor) -> Tensor:
+    """Light, red against green, and yellow against blue of pictures (b 3 h w)."""
+    red, green, blue = image.unbind(1)
+    return torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1)
 
 
 def channels_of(square: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def describe_lines(channels: Tensor, lines: Tensor, thin: float = THIN) -> LineS
     return LineStatistics(*bands, _side_means(sums, level))
 
 
-def _sum_to(sums: Tensor, level: Tensor) -> Tensor:
+def sum_to(sums: Tensor, level: Tensor) -> Tensor:
     """Running sums (b c k s+1) read at heights (n k) by linear interpolation: (b c n k)."""
     side = sums.shape[-1] - 1
     place = level.clamp(0, 1) * side
@@ -115,8 +116,8 @@ def _sum_to(sums: Tensor, level: Tensor) -> Tensor:
 
 def _band_means(sums: Tensor, level: Tensor, height: float) -> Tensor:
     side = sums.shape[-1] - 1
-    at = _sum_to(sums, level)
-    above, below = at - _sum_to(sums, level - height), _sum_to(sums, level + height) - at
+    at = sum_to(sums, level)
+    above, below = at - sum_to(sums, level - height), sum_to(sums, level + height) - at
     rows = level.clamp(0, 1)
     tall_above = (rows - (level - height).clamp(0, 1)) * side
     tall_below = ((level + height).clamp(0, 1) - rows) * side
@@ -125,7 +126,7 @@ def _band_means(sums: Tensor, level: Tensor, height: float) -> Tensor:
 
 def _side_means(sums: Tensor, level: Tensor) -> Tensor:
     side = sums.shape[-1] - 1
-    at = _sum_to(sums, level).sum(-1)
+    at = sum_to(sums, level).sum(-1)
     total = sums[..., -1].sum(-1)[..., None]
     rows = level.clamp(0, 1).sum(-1) * side
     every = level.shape[1] * side

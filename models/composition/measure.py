@@ -11,7 +11,7 @@ from .horizon import WORK_SIDE_PX, Horizon, find_horizons
 from .horizon_lines import square_of
 from .horizon_mask import horizon_of_mask
 from .subject import Subject, find_subject, subject_of_mask
-from .weights import load_network
+from .weights import load_network, load_pixel_network
 
 MIN_CONFIDENCE = 0.5
 CHUNK = 4  # pictures described at once; bounds the memory
@@ -51,7 +51,7 @@ def measure_composition(
     for start in range(0, len(image), CHUNK):
         chunk = square_of(image[start : start + CHUNK].detach(), WORK_SIDE_PX).cpu()
         if sky_mask is None:
-            horizons = find_horizons(chunk, load_network())
+            horizons = find_horizons(chunk, load_network(), load_pixel_network())
         else:
             horizons = [_masked(sky_mask, start + i) for i in range(len(chunk))]
         for index, picture in enumerate(chunk):

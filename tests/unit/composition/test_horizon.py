@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from veduta.models.composition.frame import content_box
 from veduta.models.composition.horizon import find_horizons
+from veduta.models.composition.horizon_edge import settle
 from veduta.models.composition.horizon_lines import (
     candidate_lines,
     channels_of,
@@ -17,13 +19,14 @@ from veduta.models.composition.horizon_lines import (
     squeeze,
 )
 from veduta.models.composition.horizon_mask import horizon_of_mask
+from veduta.models.composition.horizon_pixels import mirror_images, pixels_of
 from veduta.models.composition.horizon_voters import (
     find_segments,
     vote_coherence,
     vote_segments,
     vote_split,
 )
-from veduta.models.composition.weights import load_network
+from veduta.models.composition.weights import load_network, load_pixel_network
 
 
 def two_tone(left: float, right: float, side: int = 128) -> Tensor:
@@ -68,7 +71,7 @@ def test_heights_run_from_edge_to_edge():
 
 @pytest.mark.parametrize(("left", "right"), [(0.5, 0.5), (0.34, 0.46), (0.7, 0.6)])
 def test_line_between_two_tones_is_found(left, right):
-    found = find_horizons(two_tone(left, right), load_network())[0]
+    found = find_horizons(two_tone(left, right), load_network(), load_pixel_network())[0]
     assert found is not None
     assert abs(found.left - left) < 0.03
     assert abs(found.right - right) < 0.03
@@ -76,7 +79,9 @@ def test_line_between_two_tones_is_found(left, right):
 
 def test_mirroring_swaps_the_edges():
     image = two_tone(0.4, 0.5)
-    found, mirrored = find_horizons(torch.cat([image, image.flip(-1)]), load_network())
+    found, mirrored = find_horizons(
+        torch.cat([image, image.flip(-1)]), load_network(), load_pixel_network()
+    )
     assert found is not None
     assert mirrored is not None
     assert abs(found.left - mirrored.right) < 0.02
@@ -85,12 +90,14 @@ def test_mirroring_swaps_the_edges():
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_noise_has_no_sure_horizon(seed):
-    found = find_horizons(grain(seed), load_network())[0]
+    found = find_horizons(grain(seed), load_network(), load_pixel_network())[0]
     assert found is None or found.confidence < 0.5
 
 
 def test_flat_picture_has_none():
-    assert find_horizons(torch.full((1, 3, 64, 64), 0.4), load_network()) == [None]
+    assert find_horizons(torch.full((1, 3, 64, 64), 0.4), load_network(), load_pixel_network()) == [
+        None
+    ]
 
 
 def test_letterbox_bars_are_not_part_of_the_picture():
@@ -120,3 +127,36 @@ def test_mask_line_ignores_a_tower():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_mask_of_one_value_has_no_line(value):
     assert horizon_of_mask(torch.full((50, 80), value)) is None
+
+
+def test_the_pixel_network_sees_a_mirror_image_as_its_mirror_image():
+    pixels = pixels_of(two_tone(0.4, 0.5))
+    network = load_pixel_network()
+    with torch.no_grad():
+        there, back = network.of_both_ways(pixels), network.of_both_ways(pixels.flip(-1))
+    assert_close(back.lines, there.lines[:, mirror_images()])
+    assert_close(back.presence, there.presence)
+    assert gap(candidate_lines()[there.lines[0].argmax()], 0.4, 0.5) < 0.05
+
+
+def test_mirror_images_swap_the_edges_by_hand():
+    lines = candidate_lines()
+    assert torch.equal(lines[mirror_images()], lines.flip(1))
+
+
+@pytest.mark.parametrize(("left", "right"), [(0.5, 0.55), (0.31, 0.29)])
+def test_a_line_settles_on_the_clean_edge_beside_it(left, right):
+    rough = torch.tensor([left + 0.03, right - 0.02])
+    assert gap(settle(two_tone(left, right, 384)[0], rough), left, right) < 0.004
+
+
+def test_a_line_in_grain_stays_where_it_is():
+    line = torch.tensor([0.4, 0.5])
+    assert torch.equal(settle(grain(3, 384)[0], line), line)
+
+
+def test_a_foreign_pixel_network_is_refused_by_name(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"other\.safetensors is no horizon network"):
+        load_pixel_network(path)

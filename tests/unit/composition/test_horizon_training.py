@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Generator
 
-from veduta.mini.horizon import move_frame, paste, recolour
+from veduta.mini.horizon import train_pixels
+from veduta.mini.horizon_views import move_frame, paste, recolour
 from veduta.mini.photolike import draw
+from veduta.models.composition.horizon_pixels import pixels_of
 
 
 def ramp_scene(left: float, right: float, side: int = 120) -> torch.Tensor:
@@ -62,3 +64,18 @@ def test_drawn_labels_lie_in_the_frame(seed):
     if picture.left is not None:
         assert -0.1 < (picture.left + picture.right) / 2 < 1
         assert 0 <= picture.visible <= 1
+
+
+def test_the_pixel_network_learns_from_a_pool_on_disk(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pool").mkdir()
+    images = np.concatenate(
+        [(ramp_scene(0.5, 0.5)[0].numpy() * 255).astype(np.uint8).transpose(1, 2, 0)[None]] * 12
+        + [generator.integers(0, 255, (1, 120, 120, 3), np.uint8) for _ in range(12)]
+    )
+    labels = np.array([[0.5, 0.5]] * 12 + [[np.nan, np.nan]] * 12, np.float32)
+    np.savez(tmp_path / "pool" / "part00000000.npz", images=images, labels=labels)
+    network = train_pixels(tmp_path, 10)
+    with torch.no_grad():
+        seen = network(pixels_of(torch.from_numpy(images[[0, 12]]).permute(0, 3, 1, 2) / 255))
+    assert seen.presence[0] > seen.presence[1]
