@@ -1,4 +1,4 @@
-"""Train the miniature from seeds: autoencoder, image-text model, denoiser, anchor adapter.
+"""Train the miniature from seeds: autoencoder, image-text model, denoiser, adapters.
 
     python dev.py mini              everything that is not finished yet
     python dev.py mini vae unet     these stages only
@@ -40,6 +40,9 @@ RECIPES = {
     "image_text": Recipe(steps=1_500, learning_rate=8e-4, weight_decay=0.05),
     "unet": Recipe(steps=8_000, learning_rate=5e-4, ema_decay=0.9995),
     "anchor": Recipe(steps=2_400, learning_rate=1e-3, warmup=100, ema_decay=0.995, save_every=200),
+    "image_prompt": Recipe(
+        steps=2_000, learning_rate=1e-3, warmup=100, ema_decay=0.995, save_every=200
+    ),
 }
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
 CROP = 64  # px a side of what the autoencoder trains on
@@ -51,7 +54,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="dev.py mini", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; all if left out")
     parser.add_argument("--run", type=Path, default=HERE / "runs" / f"mini{SIZE}")
-    parser.add_argument("--go-on", action="store_true", help="start the unet from mini/weights")
+    parser.add_argument(
+        "--go-on", action="store_true", help="start unet and anchor from mini/weights"
+    )
     parser.add_argument("--steps", type=int, help="length of the stage, instead of its recipe's")
     options = parser.parse_args(argv)
     unknown = [stage for stage in options.stages if stage not in STAGES]
@@ -73,9 +78,19 @@ def main(argv: list[str]) -> None:
         if name == "unet":
             train_unet(options.run, recipe, options.go_on)
         elif name == "anchor":
-            from .anchor import train_anchor  # like the card it needs ComfyUI's nodes
+            from .anchor import labelled, train_anchor  # like the card it needs ComfyUI's nodes
 
-            train_anchor(options.run, recipe, *_cached(options.run))
+            train_anchor(
+                options.run, recipe, labelled(options.run, *cached(options.run)), options.go_on
+            )
+        elif name == "image_prompt":
+            from .image_prompt import Pictures, encoded, train_image_prompt
+
+            latents, texts, empty = cached(options.run)
+            images = _pool(options.run)[0][: len(latents)]
+            states, nothing = encoded(options.run / "vision.pt", images)
+            pictures = Pictures(latents, texts, empty, states, nothing)
+            train_image_prompt(options.run, recipe, pictures)
         else:
             TRAINERS[name](options.run, recipe)
 
@@ -168,7 +183,7 @@ def train_image_text(run: Path, recipe: Recipe) -> None:
 
 def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:
     """Noise prediction on latents with min-SNR weights, captions dropped at random."""
-    latents, texts, empty = _cached(run)
+    latents, texts, empty = cached(run)
     unet = networks.build_unet(seed=3).to(DEVICE, memory_format=torch.channels_last)
     steps_before = 0
     if go_on:
@@ -205,7 +220,7 @@ def _pool(run: Path) -> tuple[NDArray[np.uint8], list[str]]:
 
 
 @torch.no_grad()
-def _cached(run: Path) -> tuple[Tensor, Tensor, Tensor]:
+def cached(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Latents (n 4 h w) and text states (n 77 d) of the pool in half precision, and of ''."""
     path = run / "cache.pt"
     if not path.exists():
@@ -261,7 +276,7 @@ def _save(name: str, state: dict[str, Tensor], metadata: dict) -> None:
 
 
 TRAINERS = {"vae": train_vae, "decoder": train_decoder, "image_text": train_image_text}
-STAGES = (*TRAINERS, "unet", "anchor", "horizon", "card")
+STAGES = (*TRAINERS, "unet", "anchor", "image_prompt", "horizon", "card")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

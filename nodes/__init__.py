@@ -2,6 +2,13 @@
 
 from comfy_api.latest import io
 
-from . import anchor, composition, mini
+from . import anchor, composition, evaluate, image_prompt, inversion, mini
 
-NODES: list[type[io.ComfyNode]] = [*mini.NODES, *composition.NODES, *anchor.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *mini.NODES,
+    *composition.NODES,
+    *anchor.NODES,
+    *image_prompt.NODES,
+    *inversion.NODES,
+    *evaluate.NODES,
+]

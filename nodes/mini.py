@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -19,6 +20,8 @@ from .host.files import load_weights
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "mini" / "weights"
 UNET_PREFIX = "model.diffusion_model."
+VISION = {"model_type": "clip_vision_model", "num_channels": 3}  # what core asks for besides sizes
+VISION_PREFIXES = ("vision_model.", "visual_projection.")
 
 
 class MiniLatent(comfy.latent_formats.LatentFormat):
@@ -45,8 +48,8 @@ class LoadMini(io.ComfyNode):
             category="Veduta",
             description=(
                 "The miniature landscape model that comes with the pack: a small SD1-style MODEL with "
-                "its CLIP and VAE. Use it to try every Veduta workflow at once, without a download; "
-                "then put your own checkpoint loader in its place."
+                "its CLIP, VAE and CLIP_VISION. Use it to try every Veduta workflow at once, without a "
+                "download; then put your own checkpoint loader in its place."
             ),
             search_aliases=["miniature", "demo model", "test checkpoint", "tiny model"],
             inputs=[],
@@ -56,12 +59,16 @@ class LoadMini(io.ComfyNode):
                     tooltip="Text encoder; it knows the words of drawn landscapes only."
                 ),
                 io.Vae.Output(tooltip="Autoencoder, 8 px a latent."),
+                io.ClipVision.Output(
+                    display_name="clip_vision",
+                    tooltip="Image encoder, for the miniature's image adapter.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(load_model(), load_clip(), load_vae())
+        return io.NodeOutput(load_model(), load_clip(), load_vae(), load_clip_vision())
 
 
 def load_model(model_options: dict[str, Any] | None = None) -> comfy.model_patcher.ModelPatcher:
@@ -110,6 +117,14 @@ def load_vae() -> comfy.sd.VAE:
     """The miniature's autoencoder as a VAE."""
     state, _ = load_weights(WEIGHTS / "vae.safetensors")
     return comfy.sd.VAE(sd=state)
+
+
+def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    """The vision tower of the miniature's image-text model as a CLIP_VISION."""
+    state, metadata = load_weights(WEIGHTS / "image_text.safetensors")
+    encoder = comfy.clip_vision.ClipVisionModel({**VISION, **metadata["vision_config"]})
+    encoder.load_sd({key: x for key, x in state.items() if key.startswith(VISION_PREFIXES)})
+    return encoder
 
 
 def _token_table(vocabulary: int, width: int, seed: int, std: float) -> Tensor:

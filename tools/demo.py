@@ -67,7 +67,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="only these workflows (file names without .json)")
     parser.add_argument("--thumbnails", action="store_true", help="renew workflows/*.jpg")
     options = parser.parse_args()
-    paths = [p for p in sorted(WORKFLOWS.glob("*.json")) if p.stem in (options.names or [p.stem])]
+    runnable = [p for p in sorted(WORKFLOWS.glob("*.json")) if not needs_weights(p)]
+    paths = [p for p in runnable if p.stem in (options.names or [p.stem])]
     if not paths:
         print(f"there is no such workflow in {WORKFLOWS}", file=sys.stderr)
         return 2
@@ -121,6 +122,11 @@ def _run(client: ComfyClient, path: Path) -> Result:
     text = f"{path.stem}: {told} ({result.seconds:.0f} s)"
     line.end(text) if line else print(text, flush=True)
     return result
+
+
+def needs_weights(path: Path) -> bool:
+    """Whether a workflow is for weights that do not come with the pack."""
+    return "needs_weights" in json.loads(path.read_text(encoding="utf-8")).get("extra", {})
 
 
 def notes_of(workflow: dict[str, Any]) -> list[str]:

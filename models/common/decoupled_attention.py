@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import adaptive_avg_pool2d, scaled_dot_product_attention
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of the frame
 WHOLE_FRAME: Box = (0.0, 0.0, 1.0, 1.0)
@@ -63,6 +63,16 @@ class TokenAdapter(nn.Module):
             (b n d), the same for all places, or (b p n d) with p = height*width, row by row.
         """
         raise NotImplementedError
+
+    def batch_key(self, request: Hashable) -> Hashable:
+        """Requests whose keys differ are not handed to `tokens` together."""
+        return None
+
+    def query_term(
+        self, layer: str, sights: Sequence[Sight], height: int, width: int
+    ) -> Tensor | None:
+        """What is added to a layer's queries (b p d) for these tokens alone; None is nothing."""
+        return None
 
     def keys_values(self, layer: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """K' and V' of a layer: the shape of `tokens` with the layer's inner width at the end."""
@@ -133,3 +143,22 @@ def place_centres(height: int, width: int, crop: Box = WHOLE_FRAME) -> Tensor:
     y = top + (torch.arange(height) + 0.5) / height * (bottom - top)
     x = left + (torch.arange(width) + 0.5) / width * (right - left)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+
+
+def share_of_places(mask: Tensor, height: int, width: int, crop: Box = WHOLE_FRAME) -> Tensor:
+    """How much of each place of a map a mask covers.
+
+    Args:
+        mask: (y x) of any size, 0..1; it covers the whole frame.
+        height: places of the map from top to bottom.
+        width: places of the map from left to right.
+        crop: part of the frame that the map shows; its edges go to the mask's nearest px.
+
+    Returns:
+        (p), row by row.
+    """
+    rows, columns = mask.shape
+    left, top, right, bottom = crop
+    x, y = (min(round(left * columns), columns - 1), min(round(top * rows), rows - 1))
+    part = mask[y : max(round(bottom * rows), y + 1), x : max(round(right * columns), x + 1)]
+    return adaptive_avg_pool2d(part[None, None].float(), (height, width)).flatten()

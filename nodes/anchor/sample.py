@@ -6,9 +6,9 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...models.anchor.guidance import Scales
 from ...models.anchor.weights import LoadedAdapter
 from ...models.common.anchor import AnchorBatch
+from ...models.common.guidance import Scales
 from ..host.attention import Conditioning, with_extra
 from ..host.guiders import Conditionings, ExtraGuider, Schedule, sample_latent
 from ..host.types import AnchorSocket

@@ -39,12 +39,14 @@ from ...models.common.decoupled_attention import (
     TokenAdapter,
     decoupled_attention,
     places_innermost,
+    share_of_places,
 )
 
 CONDS_KEY = "veduta_extra_attention"  # of model_conds: has to be a keyword
 RUN_KEY = "veduta.extra_attention.run"  # these two: of transformer_options
 FORWARD_KEY = "veduta.extra_attention.forward"
 OVERRIDE_KEY = "optimized_attention_override"  # core's
+HALVINGS = 20  # of an interval: finer than any model's noise levels
 
 Conditioning = list[list[Any]]
 KeysValues = tuple[list[Tensor], list[Tensor]]
@@ -61,6 +63,8 @@ class Extra:
         start_percent: share of the sampling from which on it holds.
         end_percent: share of the sampling until which it holds.
         layer_strengths: factors of single layers by name; 1 for those not named.
+        mask: (y x) factors of places, 0..1, over the whole frame; None is everywhere.
+        curve: factors of strength at the interval's start and end; between them it is straight.
     """
 
     adapter: TokenAdapter
@@ -69,16 +73,35 @@ class Extra:
     start_percent: float = 0.0
     end_percent: float = 1.0
     layer_strengths: Mapping[str, float] = field(default_factory=dict)
+    mask: Tensor | None = None
+    curve: tuple[float, float] = (1.0, 1.0)
 
     def strength_at(self, sigma: float, model_sampling: Any) -> float:
-        holds = holds_at(sigma, self.start_percent, self.end_percent, model_sampling)
-        return self.strength if holds else 0.0
+        if not holds_at(sigma, self.start_percent, self.end_percent, model_sampling):
+            return 0.0
+        first, last = self.curve
+        if first == last:
+            return self.strength * first
+        interval = (self.start_percent, self.end_percent)
+        return self.strength * (first + (last - first) * _share_of(interval, sigma, model_sampling))
 
 
 def holds_at(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
     """Whether a noise level lies in an interval of the sampling, both ends included."""
     start = model_sampling.percent_to_sigma(start_percent)
     return model_sampling.percent_to_sigma(end_percent) <= sigma <= start
+
+
+def _share_of(interval: tuple[float, float], sigma: float, model_sampling: Any) -> float:
+    """How far an interval of the sampling is over at a noise level, 0..1."""
+    low, high = interval
+    for _ in range(HALVINGS):  # every model_sampling tells the way there, some tell the way back
+        middle = (low + high) / 2
+        if model_sampling.percent_to_sigma(middle) > sigma:
+            low = middle
+        else:
+            high = middle
+    return (low - interval[0]) / (interval[1] - interval[0])
 
 
 Extras = tuple[Extra, ...]
@@ -280,6 +303,11 @@ class Run:
             self.kept[key] = make()
         return self.kept[key]
 
+    def is_empty(self, mask: "Mask") -> bool:
+        """Whether nothing of a row is covered."""
+        key = ("empty", id(mask.values), mask.crop)
+        return self.keep(key, lambda: not share_of_places(mask.values, 1, 1, mask.crop).any())
+
     @property
     def aspect(self) -> float:
         return self.frame[1] / self.frame[0]
@@ -298,6 +326,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """A mask (y x) of the whole frame, and the part of the frame that a row shows."""
+
+    values: Tensor
+    crop: Box
+
+
+@dataclass(frozen=True)
 class Group:
     """Rows of the batch that attend through the same adapter with the same layer strengths."""
 
@@ -306,6 +342,7 @@ class Group:
     sights: tuple[Sight, ...]  # one for each row, or one for all of them
     strengths: tuple[float, ...]
     layer_strengths: Mapping[str, float]
+    masks: tuple[Mask | None, ...]  # one for each row
     kept: dict[Any, KeysValues]  # outlive the pass
 
     def rows_of(self, x: Tensor) -> Tensor:
@@ -354,7 +391,7 @@ class Forward:
         self.network: UNetModel = base_model.diffusion_model
         self.layers = run.keep(("layers", id(self.network)), lambda: _layers_of(self.network))
         self.groups = _groups(run, rows, sigma, base_model.model_sampling)
-        self.tokens: dict[Any, Tensor] = {}  # the keys and values made of them outlive the pass
+        self.tokens: dict[Any, list[Tensor]] = {}  # keys and values outlive the pass, these do not
         self.waiting: Layer | None = None
         self.override: Callable[..., Tensor] | None = None
 
@@ -401,11 +438,31 @@ class Forward:
 
     def _of_group(self, group: Group, layer: Layer, q: Tensor, factor: float) -> Tensor:
         keys, values = self._keys_values(group, layer, q)
+        term = self._placed(group.adapter, q.device).query_term(
+            layer.name, group.sights, *layer.size
+        )
+        q = q if term is None else q + term.to(q.dtype)
         attended = decoupled_attention(q, keys, values, self.layers[layer.name].heads)
         strengths = [strength * factor for strength in group.strengths]
         if any(strength != 1 for strength in strengths):
             attended = attended * attended.new_tensor(strengths)[:, None, None]
+        if any(group.masks):
+            attended = attended * self._shares(group, layer, attended)
         return attended
+
+    def _shares(self, group: Group, layer: Layer, like: Tensor) -> Tensor:
+        """(b p 1) of each row's places that its mask covers."""
+        height, width = layer.size
+
+        def of(mask: Mask | None) -> Tensor:
+            if mask is None:
+                return like.new_ones(height * width)
+            key = ("mask", id(mask.values), mask.crop, layer.size, like.device, like.dtype)
+            return self.run.keep(
+                key, lambda: share_of_places(mask.values, height, width, mask.crop).to(like)
+            )
+
+        return torch.stack([of(mask) for mask in group.masks])[..., None]
 
     def _keys_values(self, group: Group, layer: Layer, like: Tensor) -> KeysValues:
         # tokens that are not positional are the same on every map
@@ -413,7 +470,7 @@ class Forward:
         key = (layer.name, size, like.device, like.dtype)
         if key not in group.kept:
             adapter = self._placed(group.adapter, like.device)
-            parts = adapter.parts(self._tokens(adapter, group.sights, size))
+            parts = self._tokens(adapter, group.sights, size)
             pairs = [adapter.keys_values(layer.name, part) for part in parts]
             keys, values = (
                 [_stored(x.to(like.dtype)) for x in side] for side in zip(*pairs, strict=True)
@@ -423,10 +480,12 @@ class Forward:
 
     def _tokens(
         self, adapter: TokenAdapter, sights: tuple[Sight, ...], size: tuple[int, int]
-    ) -> Tensor:
+    ) -> list[Tensor]:
         key = (adapter, sights, size)
         if key not in self.tokens:
-            self.tokens[key] = adapter.tokens(sights, *size, self.run.aspect)
+            tokens = adapter.tokens(sights, *size, self.run.aspect)
+            # apart once, not for every layer, whose backward passes would each fill the whole again
+            self.tokens[key] = [part.contiguous() for part in adapter.parts(tokens)]
         return self.tokens[key]
 
     def _placed(self, adapter: TokenAdapter, device: torch.device) -> TokenAdapter:
@@ -449,22 +508,31 @@ def _stored(x: Tensor) -> Tensor:
 
 
 def _groups(run: Run, rows: Sequence[Row], sigma: float, model_sampling: Any) -> list[Group]:
-    found: dict[Any, list[tuple[int, Sight, float]]] = {}
+    found: dict[Any, list[tuple[int, Sight, float, Mask | None]]] = {}
     sources: dict[Any, Extra] = {}
     for index, row in enumerate(rows):
         for extra in row.extras:
             strength = extra.strength_at(sigma, model_sampling)
-            if strength == 0:
+            crop = run.crop_of(row)
+            mask = None if extra.mask is None else Mask(extra.mask, crop)
+            if strength == 0 or (mask is not None and run.is_empty(mask)):
                 continue
-            key = (id(extra.adapter), tuple(extra.layer_strengths.items()))
+            adapter = extra.adapter
+            key = (
+                id(adapter),
+                tuple(extra.layer_strengths.items()),
+                adapter.batch_key(extra.request),
+            )
             sources[key] = extra
-            sight = Sight(extra.request, run.crop_of(row))
-            found.setdefault(key, []).append((index, sight, strength))
+            sight = Sight(extra.request, crop if adapter.positional else WHOLE_FRAME)
+            found.setdefault(key, []).append((index, sight, strength, mask))
     return [_group(run, sources[key], members) for key, members in found.items()]
 
 
-def _group(run: Run, source: Extra, members: Sequence[tuple[int, Sight, float]]) -> Group:
-    rows, sights, strengths = zip(*members, strict=True)
+def _group(
+    run: Run, source: Extra, members: Sequence[tuple[int, Sight, float, Mask | None]]
+) -> Group:
+    rows, sights, strengths, masks = zip(*members, strict=True)
     if len(set(sights)) == 1:
         sights = sights[:1]
     return Group(
@@ -473,6 +541,7 @@ def _group(run: Run, source: Extra, members: Sequence[tuple[int, Sight, float]])
         sights=sights,
         strengths=strengths,
         layer_strengths=source.layer_strengths,
+        masks=masks,
         kept=run.keep(("keys and values", source.adapter, sights), dict),
     )
 

@@ -12,7 +12,7 @@ import node_helpers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...models.anchor.guidance import Branch, Scales, plan_guidance
+from ...models.common.guidance import Branch, Scales, plan_guidance
 from .attention import Conditioning, holds_at
 
 CONDS = {Branch.BOTH: "positive", Branch.TEXT: "middle", Branch.NEGATIVE: "negative"}

@@ -49,7 +49,7 @@ def empty(size=64, batch=1):
 
 
 def sample(mini, latent, steps=2, sampler="euler", scheduler="normal", model=None, **options):
-    model, clip, _ = (model or mini[0], *mini[1:])
+    model, clip = model or mini[0], mini[1]
     positive, negative = (
         encode(clip, options.pop("prompt", PROMPT)),
         encode(clip, ""),
@@ -129,7 +129,7 @@ def test_latents_have_unit_spread(mini):
 def test_stock_custom_sampling_equals_the_stock_sampler(mini):
     from comfy_extras import nodes_custom_sampler as custom
 
-    model, clip, _ = mini
+    model, clip, *_ = mini
     noise = custom.RandomNoise.execute(0).args[0]
     guider = custom.CFGGuider.execute(model, encode(clip, PROMPT), encode(clip, ""), 4.0).args[0]
     sampler = custom.KSamplerSelect.execute("euler").args[0]
@@ -183,7 +183,7 @@ def test_a_controlnet_of_another_text_width_is_refused_and_the_model_lives_on(mi
 
 
 def test_stock_latent_preview_shows_the_picture(mini, monkeypatch):
-    model, _, vae = mini
+    model, _, vae, _ = mini
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
     source = unseen(1)
     z = vae.encode(source)

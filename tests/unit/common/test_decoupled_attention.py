@@ -12,6 +12,7 @@ from veduta.models.common.decoupled_attention import (
     TokenAdapter,
     decoupled_attention,
     place_centres,
+    share_of_places,
 )
 
 
@@ -139,3 +140,17 @@ def test_tokens_that_are_the_same_everywhere_may_come_as_a_part_of_their_own():
     )
     parts = decoupled_attention(q, [own_k, shared_k], [own_v, shared_v], 2)
     assert_close(parts, attend(q, whole_k, whole_v, 2))
+
+
+def test_a_mask_s_share_of_places_by_hand():
+    mask = torch.tensor([[1.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5]])
+    assert_close(share_of_places(mask, 2, 2), torch.tensor([0.75, 0.0, 0.0, 0.5]))
+    right = share_of_places(mask, 2, 1, crop=(0.5, 0.0, 1.0, 1.0))
+    assert_close(right, torch.tensor([0.0, 0.5]))
+
+
+def test_a_mask_coarser_than_the_map_covers_whole_blocks_of_it():
+    mask = torch.tensor([[1.0, 0.0]])
+    assert_close(share_of_places(mask, 2, 4), torch.tensor([1.0, 1, 0, 0] * 2))
+    corner = (0.9, 0.9, 1.0, 1.0)  # of less than a px of the mask
+    assert_close(share_of_places(mask, 1, 1, corner), torch.tensor([0.0]))

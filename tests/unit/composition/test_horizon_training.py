@@ -75,7 +75,7 @@ def test_the_pixel_network_learns_from_a_pool_on_disk(tmp_path):
     )
     labels = np.array([[0.5, 0.5]] * 12 + [[np.nan, np.nan]] * 12, np.float32)
     np.savez(tmp_path / "pool" / "part00000000.npz", images=images, labels=labels)
-    network = train_pixels(tmp_path, 10)
+    network = train_pixels(tmp_path, 14)
     with torch.no_grad():
         seen = network(pixels_of(torch.from_numpy(images[[0, 12]]).permute(0, 3, 1, 2) / 255))
     assert seen.presence[0] > seen.presence[1]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from veduta.models.anchor.guidance import Branch, Scales, plan_guidance
+from veduta.models.common.guidance import Branch, Scales, plan_guidance
 
 BOTH, TEXT, NEGATIVE = Branch.BOTH, Branch.TEXT, Branch.NEGATIVE
 SHAPE = (2, 4, 3, 5)

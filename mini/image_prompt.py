@@ -1,0 +1,165 @@
+"""Train the miniature's image adapter, of the released "plus" layout: python dev.py mini image_prompt
+
+It learns to draw a scene from what the miniature's own image encoder sees of that very drawing, with
+its caption or without.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from ..models.anchor.objective import (
+    TIMESTEPS,
+    denoising_errors,
+    denoising_loss,
+    information_gain,
+)
+from ..models.anchor.weights import copy_text_keys
+from ..models.common.files import write_whole
+from ..models.common.image_adapter import ImageFeatures, ImagePromptAdapter, PlusProjection
+from ..models.common.image_adapter_files import save_image_adapter
+from ..models.common.training import Recipe, fit
+from ..nodes.host.attention import Extra, cross_attention_layers, layer_shapes
+from ..nodes.host.gradients import gradients
+from ..nodes.host.image_prompt import zero_pixel_states
+from ..nodes.host.training import FrozenDenoiser, frozen_denoiser
+from ..nodes.mini import load_clip_vision, load_model
+from .terminal import tell
+
+WEIGHTS = Path(__file__).parent / "weights" / "image_prompt.safetensors"
+DIM, QUERIES, DEPTH = 192, 16, 2  # of the resampler
+BATCH = 16
+KEEPS_TEXT, DROPS_PICTURE = 0.5, 0.1  # shares of the rows
+HELD_OUT = 64  # of the pictures, for the gauge
+GAUGE_TIMESTEP = 700
+CHUNK = 64  # pictures encoded at once
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Drawn scenes 0..n-1, and what is known of them.
+
+    Args:
+        latents: (n 4 h w).
+        texts: (n 77 d) of their captions.
+        empty: (1 77 d) of the empty caption.
+        states: (n s f) of the image encoder.
+        nothing: (1 s f) of pixels that are all zero.
+    """
+
+    latents: Tensor
+    texts: Tensor
+    empty: Tensor
+    states: Tensor
+    nothing: Tensor
+
+
+def train_image_prompt(run: Path, recipe: Recipe, pictures: Pictures) -> None:
+    """Train and write the adapter.
+
+    Args:
+        run: gets the folder image_prompt.
+        recipe: how long.
+        pictures: the last `HELD_OUT` are for the gauge.
+    """
+    model = load_model()
+    torch.manual_seed(6)
+    adapter = new_adapter(model, pictures.states.shape[-1])
+    with gradients(), frozen_denoiser(model, [], pictures.latents[:1].float()) as frozen:
+        frozen.model.model.diffusion_model.to(memory_format=torch.channels_last)
+        trainer = _Trainer(frozen, adapter.to(frozen.device), pictures)
+        steps = fit(
+            adapter, recipe, trainer.loss_of, run / "image_prompt", tell("image_prompt"),
+            measure=trainer.measure,
+            about={"pictures": len(pictures.latents), "keeps_text": KEEPS_TEXT},
+        )  # fmt: skip
+        gain = trainer.measure()["information_gain"]
+    about = {
+        "data": f"{len(pictures.latents)} drawn scenes", "steps": steps, "batch": BATCH,
+        "information_gain": round(gain, 3),
+    }  # fmt: skip
+    save_image_adapter(WEIGHTS, adapter.cpu(), "miniature", about)
+
+
+def new_adapter(model: ModelPatcher, feature_dim: int) -> ImagePromptAdapter:
+    """One that changes nothing yet: keys as the text's, values zero."""
+    shapes = layer_shapes(model)
+    text = next(iter(shapes.values())).context_dim
+    adapter = ImagePromptAdapter(PlusProjection(feature_dim, text, DIM, QUERIES, DEPTH), shapes)
+    layers = cross_attention_layers(model)
+    copy_text_keys(adapter, {name: layer.to_k.weight for name, layer in layers.items()})
+    for projection in adapter.to_v.parameters():
+        torch.nn.init.zeros_(projection)
+    return adapter
+
+
+class _Trainer:
+    """Draws batches of pictures and tells the loss."""
+
+    def __init__(
+        self, frozen: FrozenDenoiser, adapter: ImagePromptAdapter, pictures: Pictures
+    ) -> None:
+        self.frozen, self.adapter, self.pictures = frozen, adapter, pictures
+
+    def loss_of(self, generator: Generator) -> Tensor:
+        """Mean loss of a batch drawn with the generator."""
+        all_of = self.pictures
+        picks = torch.randint(len(all_of.latents) - HELD_OUT, (BATCH,), generator=generator)
+        text, picture = torch.rand(2, BATCH, 1, 1, generator=generator)
+        context = torch.where(text < KEEPS_TEXT, all_of.texts[picks], all_of.empty)
+        states = torch.where(picture < DROPS_PICTURE, all_of.nothing, all_of.states[picks])
+        x0 = all_of.latents[picks].float().to(self.frozen.device)
+        noise = torch.randn(x0.shape, generator=generator).to(self.frozen.device)
+        sigma = self.frozen.sigma_of(torch.randint(TIMESTEPS, (BATCH,), generator=generator))
+        x = x0 + noise * sigma.view(-1, 1, 1, 1)
+        return denoising_loss(self._denoise(x, sigma, context, states), x0, sigma)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """How much worse other pictures serve than the own ones, without captions."""
+        states = self.pictures.states[-HELD_OUT:]
+        true, shuffled = (self._held_loss(x) for x in (states, states.roll(HELD_OUT // 2, 0)))
+        return {"information_gain": information_gain(shuffled, true)}
+
+    def _held_loss(self, states: Tensor) -> float:
+        x0 = self.pictures.latents[-HELD_OUT:].float()
+        noise = torch.randn(x0.shape, generator=Generator().manual_seed(5))
+        errors = []
+        parts = zip(x0.split(BATCH), noise.split(BATCH), states.split(BATCH), strict=True)
+        for clean, added, seen in parts:
+            sigma = self.frozen.sigma_of(torch.full((len(clean),), GAUGE_TIMESTEP))
+            clean = clean.to(sigma)
+            x = clean + added.to(sigma) * sigma.view(-1, 1, 1, 1)
+            context = self.pictures.empty.expand(len(clean), -1, -1)
+            errors.append(denoising_errors(self._denoise(x, sigma, context, seen), clean, sigma))
+        return float(torch.cat(errors).mean())
+
+    def _denoise(self, x: Tensor, sigma: Tensor, context: Tensor, states: Tensor) -> Tensor:
+        extras = [
+            Extra(adapter=self.adapter, request=ImageFeatures(one[None].float())) for one in states
+        ]
+        with torch.autocast(self.frozen.device.type, torch.bfloat16):
+            conds = {"c_crossattn": context.float().to(self.frozen.device)}
+            return self.frozen.with_conds(x, sigma, conds, extras)
+
+
+@torch.inference_mode()
+def encoded(path: Path, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """States (n s f) of pictures (n h w 3) and of zero pixels (1 s f), kept in a file once known."""
+    if not path.exists():
+        encoder = load_clip_vision()
+        states = []
+        for start in range(0, len(images), CHUNK):
+            chunk = torch.from_numpy(images[start : start + CHUNK].copy()).float() / 255
+            states.append(encoder.encode_image(chunk)["penultimate_hidden_states"].half())
+            print(f"\rencoded {start + len(chunk)} of {len(images)} pictures", end="", flush=True)
+        print()
+        state = {"states": torch.cat(states), "nothing": zero_pixel_states(encoder).half()}
+        write_whole(path, lambda draft: torch.save(state, draft))
+    state = torch.load(path, weights_only=True, mmap=True)
+    return state["states"], state["nothing"]

@@ -1,0 +1,1 @@
+"""Tight inversion: pictures into noise that rebuilds them. Import from the modules."""

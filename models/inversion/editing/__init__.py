@@ -1,0 +1,1 @@
+"""Editing a picture from its inversion: guidance, concepts, masks, FlowEdit. Import from the modules."""
