@@ -1,6 +1,7 @@
 """The lines that every bench prints and saves."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,10 +45,19 @@ def report(name: str, rows: Sequence[Row], keep_others: bool = False) -> None:
         )
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    measured = {row.what: {**asdict(row), "holds": row.holds} for row in rows}
+    measured = {row.what: _saved(row) for row in rows}
     before = json.loads(path.read_text()) if keep_others and path.exists() else []
     entries = {entry["what"]: entry for entry in before} | measured
     path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+
+
+def _saved(row: Row) -> dict[str, object]:
+    """A row as JSON knows it: a figure that could not be measured is null."""
+    entries = {**asdict(row), "holds": row.holds}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in entries.items()
+    }
 
 
 def _told(value: float | None) -> str:

@@ -3,115 +3,68 @@
 Asked for: the anchors of unseen tilted scenes, whose horizons lie in eight bins from 0.15 to 0.85; every
 prompt and seed is drawn once for each of them, from the same noise. Measured by the method of the
 pack's measuring node; what it is not sure of counts as abstention. Beside it: the adapter off, the wish
-in the prompt's words, the better of two seeds (dearer than the anchor's third branch), and the same
-anchors on the drawings themselves, which is all that the measuring can reach.
+in the prompt's words, the better of two seeds (dearer than the anchor's third branch), the same
+anchors on the drawings themselves, which is all that the measuring can reach, and pictures without a
+horizon, in which control must vanish.
 Some of the pictures go to build/bench_anchor.jpg: look at them.
+
+    --train-forms --steps N     train the other forms (bench/_anchor_forms.py) and a second detector
+    --forms                     measure those that are trained; --form NAME: this one alone
+    --speed-only                time only
+
+The rows of earlier runs stay in bench/results/anchor.json until they are measured again.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import comfy.samplers
-import cv2
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from ..mini import networks
-from ..mini.landscapes import scene
-from ..mini.load import load_image_text
-from ..mini.networks import normalise
-from ..mini.painter import Painting, paint
-from ..mini.pool import UNSEEN_FROM
-from ..models.anchor.adapter import AnchorAdapter
-from ..models.anchor.guidance import Scales
-from ..models.anchor.objective import denoising_loss
+from ..mini.anchor import WEIGHTS, labelled
+from ..mini.train import SIZE as TRAINED_PX
+from ..mini.train import cached
 from ..models.anchor.weights import load_adapter
 from ..models.common.anchor import THIRD, Anchor
-from ..models.common.training import peak_bytes
-from ..models.composition.control import PARTS, ControlStatistics, control_by_part
-from ..models.composition.measure import measure_composition
-from ..nodes import mini as nodes
-from ..nodes.host.attention import Extra, attend_extra, layer_shapes, with_extra
-from ..nodes.host.gradients import gradients
-from ..nodes.host.guiders import Conditionings, ExtraGuider
-from ..nodes.host.training import frozen_denoiser
+from ..models.composition.control import ControlStatistics, control_by_part
+from ..nodes.mini import load_model
+from ._anchor_draw import (
+    PROMPTS,
+    Bench,
+    Cell,
+    better_seed,
+    cell,
+    clip_score,
+    cross_talk,
+    in_words,
+    picture,
+    show,
+    table,
+    targets,
+    truth_of,
+)
+from ._anchor_forms import FORMS, load_form, train_form, weights_of
+from ._anchor_probe import SecondDetector, second_detector, train_probe
+from ._anchor_speed import full_width_rows, speed_rows, training_rows
 from ._rows import Row, report
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = ROOT / "mini" / "weights" / "anchor.safetensors"
-PROMPTS = {  # and whether the subject hangs in the sky
+RUN = ROOT / "mini" / "runs" / f"mini{TRAINED_PX}"
+SEA_PROMPTS = {  # of the ground whose scenes the homogeneous form learns from
     "a red boat on a calm sea at sunset": False,
-    "a white house in a meadow under a clear blue sky": False,
-    "a tree in the snow at dawn": False,
-    "a rock in a desert in golden light": False,
-    "a black windmill in a ploughed field under a grey sky": False,
-    "a red balloon over a meadow under a clear blue sky": True,
+    "a white lighthouse on a calm sea under a clear blue sky": False,
+    "a rock on a rough sea under a grey sky": False,
+    "a blue boat on a rough sea at dawn": False,
 }
-BINS = np.linspace(0.15, 0.85, 9)  # of the wanted horizon: eight targets
-SIZE = 128  # px; what the miniature draws best
-STEPS, SAMPLER, SCHEDULER = 16, "dpmpp_2m", "karras"
-TEXT_SCALE, ANCHOR_SCALE = 4.0, 4.0
-HIGH, LOW = 0.38, 0.62  # beyond them the drawings' captions may say "high" or "low horizon"
+WITHOUT_HORIZON = (
+    "a brick wall",
+    "a wall of green leaves",
+    "sand seen from above",
+    "grey pebbles",
+)
 NEAR_THIRD = 0.1  # the paper's tolerance
-TIMED_PAIRS = 7
-TRAINED_BATCH = 4
-
-
-@dataclass
-class Cell:
-    """Pictures that were asked for something, and what was found in them."""
-
-    wanted: list[Anchor]
-    found: list[Anchor]
-    images: Tensor  # (n 3 h w)
-    prompts: list[str]
-
-
-class Bench:
-    """The miniature with its adapter, ready to draw batches."""
-
-    def __init__(self) -> None:
-        self.plain, self.clip, self.vae = nodes.load_model(), nodes.load_clip(), nodes.load_vae()
-        self.model = attend_extra(self.plain)
-        self.adapter = load_adapter(ADAPTER).adapter
-        self.empty = self.encode("")
-
-    def encode(self, prompt: str) -> list:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
-
-    def guider(
-        self, prompt: str, anchors: Sequence[Anchor | None], anchor_scale: float, end: float = 1.0
-    ) -> ExtraGuider:
-        text = self.encode(prompt)
-        extras = [a and Extra(adapter=self.adapter, request=a) for a in anchors]
-        seen = Conditionings(
-            positive=with_extra(text, extras),
-            middle=with_extra(text, [None]),
-            negative=with_extra(self.empty, [None]),
-        )
-        scales = Scales(text=TEXT_SCALE, extra=anchor_scale)
-        return ExtraGuider(self.model, seen, scales, (0.0, end))
-
-    def draw(
-        self, prompt: str, anchors: Sequence[Anchor | None], seed: int, scale: float = ANCHOR_SCALE
-    ) -> Tensor:
-        """One picture (n 3 h w) for each anchor, all from the noise of one seed."""
-        scale = scale if any(anchors) else 0.0
-        latent = torch.zeros(len(anchors), 4, SIZE // 8, SIZE // 8)
-        noise = noise_of(seed).expand_as(latent)
-        sigmas = comfy.samplers.calculate_sigmas(
-            self.model.get_model_object("model_sampling"), SCHEDULER, STEPS
-        )
-        z = self.guider(prompt, anchors, scale).sample(
-            noise, latent, comfy.samplers.sampler_object(SAMPLER), sigmas, disable_pbar=True, seed=0
-        )
-        return self.vae.decode(z).movedim(-1, 1)
+Asked = Sequence[tuple[str, int, list[Anchor]]]
 
 
 @torch.inference_mode()
@@ -119,21 +72,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the anchor adapter's control.")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--train-forms", action="store_true")
+    parser.add_argument("--forms", action="store_true")
+    parser.add_argument("--form", choices=[*FORMS, "probe"])
+    parser.add_argument("--steps", type=int, default=400, help="of every form")
+    parser.add_argument("--run", type=Path, default=RUN, help="of `mini`; its cache and the forms")
     options = parser.parse_args()
-    bench = Bench()
-    rows = [*speed_rows(bench), *training_rows(bench)]
-    if not options.speed_only:
-        rows = control_rows(bench, options.seeds) + third_rows(bench, options.seeds) + rows
-    report("anchor", rows, keep_others=options.speed_only)
+    if options.train_forms:
+        with torch.inference_mode(False):
+            train_forms(options.form, options.steps, options.run)
+        return
+    detector = second_detector(options.run)
+    if options.forms or options.form:
+        rows = form_rows(options.form, options.seeds, options.run, detector)
+    else:
+        bench = Bench(load_adapter(WEIGHTS).adapter)
+        rows = [*speed_rows(bench), *training_rows(bench), *full_width_rows()]
+        if not options.speed_only:
+            rows = [
+                *control_rows(bench, options.seeds, detector),
+                *third_rows(bench, options.seeds),
+                *negative_rows(bench, detector),
+                *rows,
+            ]
+    report("anchor", rows, keep_others=True)
 
 
-def control_rows(bench: Bench, seeds: int) -> list[Row]:
-    plans = {prompt: targets(flying, i) for i, (prompt, flying) in enumerate(PROMPTS.items())}
-    asked = [
+def train_forms(only: str | None, steps: int, run: Path) -> None:
+    drawings = labelled(run, *cached(run))
+    for name in [only] if only else [*FORMS, "probe"]:
+        if name == "probe":
+            train_probe(drawings, run)
+        else:
+            train_form(name, load_model(), drawings, steps, run)
+
+
+def plans_of(prompts: Mapping[str, bool]) -> dict[str, list]:
+    return {prompt: targets(flying, i) for i, (prompt, flying) in enumerate(prompts.items())}
+
+
+def asked_of(plans: Mapping[str, list], seeds: int) -> Asked:
+    return [
         (prompt, seed, [truth_of(painting) for painting in plan])
         for prompt, plan in plans.items()
         for seed in range(seeds)
     ]
+
+
+def control_rows(bench: Bench, seeds: int, detector: SecondDetector | None) -> list[Row]:
+    plans = plans_of(PROMPTS)
+    asked = asked_of(plans, seeds)
     ours = cell(asked, bench.draw)
     show(ours, ROOT / "build" / "bench_anchor.jpg")
     pool = {(p, s): bench.draw(p, [None], s) for p in PROMPTS for s in range(2 * seeds)}
@@ -162,7 +150,10 @@ def control_rows(bench: Bench, seeds: int) -> list[Row]:
     )
     loss = clip_score(off) - clip_score(ours)
     rows.append(Row("CLIP score lost against adapter off", loss, clip_score(off), 0.01, False))
-    return rows
+    if detector is None:
+        print("second detector: skipped; train it with --train-forms --form probe")
+        return rows
+    return rows + second_rows(detector, ours, off, drawn)
 
 
 def bar_rows(ours: Cell, off: Cell, drawn: Cell) -> list[Row]:
@@ -185,6 +176,17 @@ def bar_rows(ours: Cell, off: Cell, drawn: Cell) -> list[Row]:
     for part in ("horizon", "subject_x"):
         value, base, upper = (each[part].abstention for each in found)
         rows.append(Row(f"{part}: abstention", value, base, upper=upper))
+    return rows
+
+
+def second_rows(detector: SecondDetector, *cells: Cell) -> list[Row]:
+    """What another detector says of the anchored cell, of the adapter off, of the drawings."""
+    found = [control_by_part(one.wanted, detector(one.images)) for one in cells]
+    rows = []
+    for part in found[0]:
+        for figure in ("gain", "mean_error"):
+            value, base, upper = (_number(getattr(each[part], figure)) for each in found)
+            rows.append(Row(f"second detector: {part} {figure}", value, base, upper=upper))
     return rows
 
 
@@ -216,218 +218,69 @@ def third_rows(bench: Bench, seeds: int) -> list[Row]:
     ]
 
 
-def speed_rows(bench: Bench) -> list[Row]:
-    """Seconds of anchored sampling over those of the stock guider, run in turns."""
-    latent = torch.zeros(1, 4, SIZE // 8, SIZE // 8)
-    noise = noise_of(0)
-    sampler = comfy.samplers.sampler_object(SAMPLER)
-    sigmas = comfy.samplers.calculate_sigmas(
-        bench.model.get_model_object("model_sampling"), SCHEDULER, STEPS
-    )
-    prompt, anchor = next(iter(PROMPTS)), Anchor(horizon=0.3, tilt_deg=0.0, subject_x=0.6)
-    stock = comfy.samplers.CFGGuider(bench.plain)
-    stock.set_conds(bench.encode(prompt), bench.empty)
-    stock.set_cfg(TEXT_SCALE)
-    two = bench.guider(prompt, [anchor], TEXT_SCALE)  # equal scales: text and anchor in one branch
-    three = bench.guider(prompt, [anchor], ANCHOR_SCALE + 1.0, end=0.4)
-
-    def run(guider: comfy.samplers.CFGGuider) -> Callable[[], Tensor]:
-        return lambda: guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0)
-
-    return [
-        Row(
-            "time over stock, text and anchor in one branch",
-            ratio(run(two), run(stock)),
-            1.0,
-            1.05,
-            False,
-        ),
-        Row(
-            "time over stock, anchor apart in 40 % of the run",
-            ratio(run(three), run(stock)),
-            1.0,
-            1.25,
-            False,
-        ),
+def negative_rows(bench: Bench, detector: SecondDetector | None) -> list[Row]:
+    """Pictures without a horizon, and targets that nobody was told: nothing may be found."""
+    asked = [
+        (prompt, seed, [truth_of(painting)])
+        for index, prompt in enumerate(WITHOUT_HORIZON)
+        for seed, painting in enumerate(targets(False, index))
     ]
-
-
-def training_rows(bench: Bench) -> list[Row]:
-    """Seconds of a training step over those of a forward and backward pass of the frozen model."""
-    shape, generator = (TRAINED_BATCH, 4, SIZE // 8, SIZE // 8), torch.Generator().manual_seed(0)
-    anchors = [Anchor(horizon=0.3, tilt_deg=2.0, subject_x=0.4, subject_y=0.6)] * TRAINED_BATCH
-    with gradients():
-        x0, noise = (torch.randn(shape, generator=generator) for _ in range(2))
-        adapter = AnchorAdapter(layer_shapes(bench.plain))
-        adapter.load_state_dict(bench.adapter.state_dict())
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3, fused=True)
-        with frozen_denoiser(bench.plain, [bench.encode(next(iter(PROMPTS)))], x0[:1]) as frozen:
-            sigma = frozen.sigma_of(torch.full((TRAINED_BATCH,), 700))
-            noisy = x0 + noise * sigma.view(-1, 1, 1, 1)
-            rows = [0] * TRAINED_BATCH
-
-            def train() -> None:
-                extras = [Extra(adapter=adapter, request=anchor) for anchor in anchors]
-                denoising_loss(frozen(noisy, sigma, rows, extras), x0, sigma).backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            def plain() -> None:
-                x = noisy.clone().requires_grad_(True)
-                denoising_loss(frozen(x, sigma, rows, [None] * len(rows)), x0, sigma).backward()
-
-            overhead = ratio(train, plain)
-            began = time.perf_counter()
-            train()
-            rate = 1 / (time.perf_counter() - began)
-    peak = (peak_bytes(frozen.device) or 0) / 2**20
-    return [
-        Row("training step over a plain forward and backward", overhead, 1.0, 1.10, False),
-        Row(f"training steps a second, batch of {TRAINED_BATCH}, {SIZE} px", rate),
-        Row("peak memory of the process in MiB", peak),
-    ]
-
-
-def ratio(ours: Callable[[], object], peer: Callable[[], object]) -> float:
-    """Median of the ratios of neighbouring runs; the first pair warms up."""
-    ratios = []
-    for _ in range(TIMED_PAIRS + 1):
-        times = []
-        for work in (ours, peer):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        ratios.append(times[0] / times[1])
-    low, high = min(ratios[1:]), max(ratios[1:])
-    middle = statistics.median(ratios[1:])
-    print(f"time ratio {middle:.3f} ({low:.3f} to {high:.3f})")
-    return middle
-
-
-def noise_of(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=generator)
-
-
-def targets(flying: bool, prompt_index: int) -> list[Painting]:
-    """Unseen tilted drawings whose horizons fill the bins; each prompt gets its own."""
-    free, found = list(range(len(BINS) - 1)), {}
-    for seed in range(UNSEEN_FROM + 2_000 * prompt_index, UNSEEN_FROM + 2_000 * (prompt_index + 1)):
-        plan = scene(seed)
-        if plan.horizon is None or plan.subject is None or plan.mountains or not plan.tilt_deg:
-            continue
-        place = int(np.digitize(plan.horizon, BINS)) - 1
-        if place in free and (plan.subject.distance < 0) == flying:
-            found[place] = paint(plan, SIZE)
-            free.remove(place)
-    return [found[place] for place in sorted(found)]
-
-
-def truth_of(painting: Painting) -> Anchor:
-    return Anchor(
-        horizon=painting.horizon, tilt_deg=painting.tilt_deg,
-        subject_x=painting.subject_x, subject_y=painting.subject_y,
-    )  # fmt: skip
-
-
-def picture(painting: Painting) -> Tensor:
-    return rearrange(torch.from_numpy(painting.image).float() / 255, "h w c -> 1 c h w")
-
-
-def cell(asked: Sequence[tuple[str, int, list[Anchor]]], draw: Callable[..., Tensor]) -> Cell:
-    pictures, wanted, prompts = [], [], []
-    for prompt, seed, anchors in asked:
-        pictures.append(draw(prompt, anchors, seed))
-        wanted += anchors
-        prompts += [prompt] * len(anchors)
-    images = torch.cat(pictures)
-    return Cell(wanted, measured(images), images, prompts)
-
-
-def measured(images: Tensor) -> list[Anchor]:
-    return [m.anchor for m in measure_composition(images.clamp(0, 1))]
-
-
-def in_words(bench: Bench, prompt: str, anchors: list[Anchor], seed: int) -> Tensor:
-    """The drawings' own words for where things are; equal sentences are drawn once."""
-    drawn: dict[str, Tensor] = {}
-    for anchor in anchors:
-        words = sentence(prompt, anchor)
-        if words not in drawn:
-            drawn[words] = bench.draw(words, [None], seed)
-    return torch.cat([drawn[sentence(prompt, anchor)] for anchor in anchors])
-
-
-def sentence(prompt: str, anchor: Anchor) -> str:
-    x, y = anchor.subject_x or 0.5, anchor.horizon or 0.5
-    side = "on the left" if x < HIGH else "on the right" if x > LOW else "in the middle"
-    height = ", high horizon" if y < HIGH else ", low horizon" if y > LOW else ""
-    return f"{prompt}, {side}{height}"
-
-
-def better_seed(asked: Sequence[tuple[str, int, list[Anchor]]], pool: dict) -> Cell:
-    """For every target the better of two seeds, by the measured distance to the whole anchor."""
-    found = {key: measured(image)[0] for key, image in pool.items()}
-    wanted, chosen, images, prompts = [], [], [], []
-    for prompt, seed, anchors in asked:
-        for anchor in anchors:
-            keys = [(prompt, 2 * seed), (prompt, 2 * seed + 1)]
-            best = min(keys, key=lambda key: distance(found[key], anchor))
-            wanted.append(anchor)
-            chosen.append(found[best])
-            images.append(pool[best])
-            prompts.append(prompt)
-    return Cell(wanted, chosen, torch.cat(images), prompts)
-
-
-def distance(found: Anchor, wanted: Anchor) -> float:
-    pairs = [
-        (getattr(found, part), getattr(wanted, part), 30.0 if part == "tilt_deg" else 1.0)
-        for part in PARTS
-    ]
-    return sum(1.0 if f is None else abs(f - w) / span for f, w, span in pairs if w is not None)
-
-
-def cross_talk(cell: Cell) -> np.ndarray:
-    """Least-squares coefficients (4 4) of every measured part on all the parts asked for."""
-    spans = np.array([1.0, 20.0, 1.0, 1.0])
+    drawn = cell(asked, lambda p, _, s: bench.draw(p, [None], s))
     rows = [
-        ([getattr(w, p) for p in PARTS], [getattr(f, p) for p in PARTS])
-        for w, f in zip(cell.wanted, cell.found, strict=True)
+        Row(
+            "without a horizon: horizon detected all the same",
+            float(np.mean([anchor.horizon is not None for anchor in drawn.found])),
+            None,
+            0.1,
+            False,
+        )
     ]
-    whole = [(w, f) for w, f in rows if None not in w and None not in f]
-    asked, found = (np.array(side, float) / spans for side in zip(*whole, strict=True))
-    design = np.c_[asked, np.ones(len(asked))]
-    return np.linalg.lstsq(design, found, rcond=None)[0][:4].T
+    if detector is not None:
+        vanished = control_by_part(drawn.wanted, detector(drawn.images))["horizon"]
+        rows.append(Row("without a horizon: gain, second detector", _number(vanished.gain)))
+        rows.append(Row("without a horizon: shuffled_p, the same", _number(vanished.shuffled_p)))
+    return rows
 
 
-def clip_score(cell: Cell) -> float:
-    """Mean cosine of picture and prompt in the miniature's own image-text model."""
-    judge = load_image_text()
-    x = normalise(cell.images.clamp(0, 1))
-    out = judge(input_ids=networks.tokenize(cell.prompts), pixel_values=x)
-    return float((out.image_embeds * out.text_embeds).sum(-1).mean())
+def form_rows(
+    only: str | None, seeds: int, run: Path, detector: SecondDetector | None
+) -> list[Row]:
+    """Every trained form on the same targets; the ablation's two on prompts of one ground."""
+    trained = [name for name in FORMS if weights_of(name, run).exists()]
+    names = [name for name in trained if only in (None, name)]
+    if not names:
+        raise SystemExit(f"no {only or 'form'} is trained in {run}; use --train-forms first")
+    rows: list[Row] = []
+    error_of: dict[str, float] = {}
+    for name in names:
+        adapter, steps = load_form(name, load_model(), run)
+        prompts = SEA_PROMPTS if name in ("homogeneous", "mixed") else PROMPTS
+        ours = cell(asked_of(plans_of(prompts), seeds), Bench(adapter).draw)
+        control = control_by_part(ours.wanted, ours.found)
+        print(f"\n{name}, {steps} steps\n{table(control)}")
+        rows += [Row(f"form {name}: steps", steps), *_figures(f"form {name}", control)]
+        error_of[name] = _number(control["horizon"].mean_error)
+        if detector is not None:
+            seen = control_by_part(ours.wanted, detector(ours.images))
+            rows.append(
+                Row(f"form {name}: horizon gain, second detector", _number(seen["horizon"].gain))
+            )
+    if {"homogeneous", "mixed"} <= error_of.keys():
+        saved = 1 - error_of["homogeneous"] / error_of["mixed"]
+        rows.append(Row("homogeneous over mixed: horizon error saved (paper: 0.40)", saved))
+    return rows
 
 
-def table(control: dict[str, ControlStatistics]) -> str:
-    lines = [f"{'part':10} {'gain':>7} {'rho':>7} {'MAE':>7} {'p':>8} {'none':>6}"]
-    for part, s in control.items():
-        figures = (s.gain, s.rho, s.mean_error, s.shuffled_p)
-        told = " ".join("      -" if f is None else f"{f:7.3f}" for f in figures)
-        lines.append(f"{part:10} {told}  {s.abstention:5.2f}")
-    return "\n".join(lines)
-
-
-def show(cell: Cell, path: Path) -> None:
-    """A row of eight targets for the first seed of every prompt."""
-    per_prompt = len(cell.images) // len(PROMPTS)
-    firsts = torch.cat([
-        cell.images[start : start + len(BINS) - 1]
-        for start in range(0, len(cell.images), per_prompt)
-    ])  # fmt: skip
-    sheet = rearrange(firsts.clamp(0, 1), "(r c) k h w -> (r h) (c w) k", r=len(PROMPTS))
-    path.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(path), (sheet.numpy()[..., ::-1] * 255).round())
+def _figures(name: str, control: Mapping[str, ControlStatistics]) -> list[Row]:
+    figures = [
+        *(("horizon", figure) for figure in ("gain", "rho", "mean_error")),
+        *((part, figure) for part in ("tilt_deg", "subject_x", "subject_y")
+          for figure in ("gain", "mean_error")),
+    ]  # fmt: skip
+    return [
+        Row(f"{name}: {part} {figure}", _number(getattr(control[part], figure)))
+        for part, figure in figures
+    ]
 
 
 def _number(value: float | None) -> float:

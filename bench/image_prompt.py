@@ -17,7 +17,7 @@ from ..models.common.image_adapter import SD15, ImageFeatures, ImagePromptAdapte
 from ..nodes.host.attention import RUN_KEY, Extra, Row, Run, attend_extra, layer_shapes
 from ._rows import Row as BenchRow
 from ._rows import report
-from .topologies import build_pair, draw_weights, drawn, predict
+from ._topologies import build_pair, draw_weights, drawn, predict
 
 CHANNELS, TEXT, SIZE = 64, 768, 32  # of the first level, of the text; latent px a side
 FEATURES, STATES = 1280, 257  # of ViT-H

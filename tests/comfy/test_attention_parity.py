@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import (
 )
 from torch.testing import assert_close
 
-from veduta.bench.topologies import (
+from veduta.bench._topologies import (
     TEXT,
     build_pair,
     diffusers_names,

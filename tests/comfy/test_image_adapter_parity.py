@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from veduta.bench.topologies import (
+from veduta.bench._topologies import (
     TEXT,
     build_pair,
     diffusers_names,
