@@ -54,9 +54,20 @@ def square_of(image: Tensor, side: int) -> Tensor:
     height, width = image.shape[-2:]
     if height % side == 0 and width % side == 0:  # several times faster than the general case
         return F.avg_pool2d(image.float(), (height // side, width // side))
-    if min(height, width) >= side:
-        return F.adaptive_avg_pool2d(image.float(), side)
-    return F.interpolate(image.float(), size=(side, side), mode="bilinear", align_corners=False)
+    if min(height, width) < side:
+        return F.interpolate(image.float(), size=(side, side), mode="bilinear", align_corners=False)
+    if image.device.type == "cpu" and image.is_contiguous(memory_format=torch.channels_last):
+        return torch.stack([_area_of(picture, side) for picture in image.float()])
+    return F.adaptive_avg_pool2d(image.float(), side)
+
+
+def _area_of(picture: Tensor, side: int) -> Tensor:
+    """One picture (c h w) whose channels lie innermost, as ComfyUI's do: (c side side)."""
+    import cv2  # four times faster here than torch
+
+    rows = picture.permute(1, 2, 0).numpy()
+    small = cv2.resize(rows, (side, side), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(small).reshape(side, side, -1).permute(2, 0, 1)
 
 
 def squeeze(image: Tensor) -> Tensor:

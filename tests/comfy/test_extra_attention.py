@@ -325,16 +325,18 @@ def test_keys_learn_but_not_those_of_a_single_token(model, patched, positive, mo
     monkeypatch.setattr(comfy.model_management, "in_training", True)
     patched.model.requires_grad_(False)
     found = gradients(patched, new_adapter(layer_shapes(model)), positive[0][0])
-    largest = max(found.values())
-    assert all(grad > 1e-6 * largest for key, grad in found.items() if key.startswith("to_"))
+    assert min(keys_over_values(found)) > 0.01
     one_token = new_adapter(layer_shapes(model), PaperAdapter)
     for projection in one_token.to_k.parameters():
         projection.data.normal_()
     found = gradients(patched, one_token, positive[0][0])
-    values = [grad for key, grad in found.items() if key.startswith("to_v")]
-    keys = [grad for key, grad in found.items() if key.startswith("to_k")]
-    assert min(values) > 0
-    assert max(keys) < 1e-5 * max(values)  # rounding of a softmax over one key
+    assert max(keys_over_values(found)) < 1e-4  # rounding of a softmax over one key
+
+
+def keys_over_values(gradients: dict[str, float]) -> list[float]:
+    """How much the keys of every layer learn, next to its values."""
+    values = {key: grad for key, grad in gradients.items() if key.startswith("to_v")}
+    return [gradients[key.replace("to_v", "to_k", 1)] / grad for key, grad in values.items()]
 
 
 # order, split and area of conditionings

@@ -16,6 +16,7 @@ from veduta.models.composition.horizon_lines import (
     channels_of,
     describe_lines,
     heights_at,
+    square_of,
     squeeze,
 )
 from veduta.models.composition.horizon_mask import horizon_of_mask
@@ -160,3 +161,14 @@ def test_a_foreign_pixel_network_is_refused_by_name(tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"other\.safetensors is no horizon network"):
         load_pixel_network(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_squeezing_is_the_same_for_either_order_of_memory(channels):
+    planar = torch.rand(2, channels, 150, 175, generator=torch.Generator().manual_seed(2))
+    interleaved = planar.contiguous(memory_format=torch.channels_last)
+    # torch rounds its windows outwards, the other weighs the px at their edges
+    assert_close(square_of(interleaved, 50), square_of(planar, 50), atol=0.08, rtol=0)
+    assert_close(
+        square_of(interleaved[..., :150], 50), square_of(planar[..., :150], 50), atol=1e-6, rtol=0
+    )
