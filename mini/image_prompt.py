@@ -1,7 +1,8 @@
 """Train the miniature's image adapter, of the released "plus" layout: python dev.py mini image_prompt
 
-It learns to draw a scene from what the miniature's own image encoder sees of that very drawing, with
-its caption or without.
+First its tokens learn to say what the caption says, from what the miniature's own image encoder sees
+of the drawing; keys and values start as the text's, so the network understands them. Then the whole
+adapter learns to draw the scene from its tokens, with the caption or without.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ..models.anchor.objective import (
     TIMESTEPS,
@@ -34,8 +36,11 @@ from .terminal import tell
 WEIGHTS = Path(__file__).parent / "weights" / "image_prompt.safetensors"
 DIM, QUERIES, DEPTH = 192, 16, 2  # of the resampler
 BATCH = 16
+WORDS = Recipe(steps=500, learning_rate=1e-3, warmup=50, ema_decay=0.98)
+WORDS_BATCH = 64
 KEEPS_TEXT, DROPS_PICTURE = 0.5, 0.1  # shares of the rows
 HELD_OUT = 64  # of the pictures, for the gauge
+LARGEST_WEIGHT = 25.0  # of a picture's loss
 GAUGE_TIMESTEP = 700
 CHUNK = 64  # pictures encoded at once
 
@@ -70,6 +75,7 @@ def train_image_prompt(run: Path, recipe: Recipe, pictures: Pictures) -> None:
     model = load_model()
     torch.manual_seed(6)
     adapter = new_adapter(model, pictures.states.shape[-1])
+    learn_words(adapter.projection, run, pictures)
     with gradients(), frozen_denoiser(model, [], pictures.latents[:1].float()) as frozen:
         frozen.model.model.diffusion_model.to(memory_format=torch.channels_last)
         trainer = _Trainer(frozen, adapter.to(frozen.device), pictures)
@@ -87,15 +93,28 @@ def train_image_prompt(run: Path, recipe: Recipe, pictures: Pictures) -> None:
 
 
 def new_adapter(model: ModelPatcher, feature_dim: int) -> ImagePromptAdapter:
-    """One that changes nothing yet: keys as the text's, values zero."""
+    """One whose tokens the network would read as if they were words: keys and values as the text's."""
     shapes = layer_shapes(model)
     text = next(iter(shapes.values())).context_dim
     adapter = ImagePromptAdapter(PlusProjection(feature_dim, text, DIM, QUERIES, DEPTH), shapes)
     layers = cross_attention_layers(model)
     copy_text_keys(adapter, {name: layer.to_k.weight for name, layer in layers.items()})
-    for projection in adapter.to_v.parameters():
-        torch.nn.init.zeros_(projection)
+    for name, layer in layers.items():
+        adapter.to_v[name].weight.data.copy_(layer.to_v.weight)
     return adapter
+
+
+def learn_words(projection: nn.Module, run: Path, pictures: Pictures) -> None:
+    """Teach tokens to be the caption's first text states, begin mark aside."""
+    known = len(pictures.latents) - HELD_OUT
+
+    def loss_of(generator: Generator) -> Tensor:
+        picks = torch.randint(known, (WORDS_BATCH,), generator=generator)
+        said = projection(pictures.states[picks].float())
+        return F.mse_loss(said, pictures.texts[picks, 1 : 1 + QUERIES].float())
+
+    with gradients():
+        fit(projection, WORDS, loss_of, run / "image_prompt_words", tell("image_prompt words"))
 
 
 class _Trainer:
@@ -117,7 +136,10 @@ class _Trainer:
         noise = torch.randn(x0.shape, generator=generator).to(self.frozen.device)
         sigma = self.frozen.sigma_of(torch.randint(TIMESTEPS, (BATCH,), generator=generator))
         x = x0 + noise * sigma.view(-1, 1, 1, 1)
-        return denoising_loss(self._denoise(x, sigma, context, states), x0, sigma)
+        # by the error in the picture: almost clean steps have the largest error in the noise, and little
+        # of it can be mended by knowing the picture
+        weight = (1 + sigma.square()).clamp(max=LARGEST_WEIGHT)
+        return denoising_loss(self._denoise(x, sigma, context, states), x0, sigma, weight)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -181,8 +181,11 @@ def extras(conditioning):
 def test_what_does_not_act_changes_no_bit(model, apply, positive, negative, tmp_path):
     plain = picture(model, positive, negative)
     with torch.inference_mode(False), torch.no_grad():
-        new = written(tmp_path, new_adapter(model, STATES))
-    for options in ({"weight": 0.0}, {"mask": torch.zeros(1, 64, 64)}, {"adapter": new}):
+        silent = new_adapter(model, STATES)
+        for projection in silent.to_v.parameters():
+            nn.init.zeros_(projection)
+        silent = written(tmp_path, silent)
+    for options in ({"weight": 0.0}, {"mask": torch.zeros(1, 64, 64)}, {"adapter": silent}):
         assert_close(picture(*apply(**options)), plain, **EQUAL)
 
 
