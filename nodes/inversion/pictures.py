@@ -10,9 +10,7 @@ from ...models.common.images import bchw_to_image, image_to_bchw
 from ...models.inversion.method import draw_noise
 
 GRID_PX = 16  # 8 px a latent and patches of 2 latents: what UNets and transformers both take
-MAX_SIDE_PX = (
-    3072  # no model of today knows larger pictures, and its attention would fill the memory
-)
+MAX_SIDE_PX = 3072  # models know no larger pictures, and attention would fill the memory
 
 
 def checked_pictures(image: Tensor) -> Tensor:
