@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import kornia.metrics
 import torch
 from torch import Tensor
 
@@ -46,12 +45,14 @@ def measure_likeness(
     Raises:
         ValueError: other sizes, or numbers that cannot be paired.
     """
+    from kornia.metrics import ssim  # here: not before a picture is measured
+
     reference = paired(image, reference)
     inside = regions(image, mask)
     found = {WHOLE: torch.ones_like(inside)}
     if mask is not None:
         found |= {INSIDE: inside, OUTSIDE: ~inside}
-    similarity = kornia.metrics.ssim(image, reference, WINDOW_PX, eps=0.0)
+    similarity = ssim(image, reference, WINDOW_PX, eps=0.0)
     return {
         name: _likeness(image, reference, similarity, region)
         for name, region in found.items()
@@ -84,11 +85,13 @@ def regions(image: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _likeness(image: Tensor, reference: Tensor, similarity: Tensor, region: Tensor) -> Likeness:
+    from kornia.metrics import psnr as psnr_of  # here: not before a picture is measured
+
     mse, psnr, ssim = [], [], []
     for x, y, s, where in zip(image, reference, similarity, region[:, 0], strict=True):
         x, y = x[:, where], y[:, where]
         mse.append(torch.nn.functional.mse_loss(x, y))
-        psnr.append(kornia.metrics.psnr(x, y, 1.0))
+        psnr.append(psnr_of(x, y, 1.0))
         ssim.append(s[:, where].mean())
     return Likeness(torch.stack(mse), torch.stack(psnr), torch.stack(ssim))
 
