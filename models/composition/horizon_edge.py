@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .horizon_lines import MIN_SPREAD, heights_at, opponent_colours, square_of, sum_to
+from .horizon_lines import areas_of, heights_at, opponent_colours, sum_to
 
 SIDE = 192
 COLUMNS = 48
@@ -52,9 +52,7 @@ def _edge_strength(picture: Tensor, line: Tensor) -> Tensor:
 
     Only the step along the picture's mean colour difference counts, in its direction.
     """
-    square = opponent_colours(square_of(picture[None], SIDE))
-    square = square / square.std().clamp_min(MIN_SPREAD)
-    pooled = F.adaptive_avg_pool2d(square, (SIDE, COLUMNS))
+    pooled = opponent_colours(areas_of(picture[None], SIDE, COLUMNS))
     sums = F.pad(pooled.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)
     level = heights_at(line[None], _columns()) + _offsets()[:, None]
     at = sum_to(sums, level)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 SIDE = 96  # the whole frame is squeezed to this square: edge heights keep their shares
@@ -51,23 +52,31 @@ def heights_at(lines: Tensor, x: Tensor) -> Tensor:
 
 def square_of(image: Tensor, side: int) -> Tensor:
     """Squeeze the whole frame (b c h w) into a (b c side side) square, averaging areas."""
+    return areas_of(image, side, side)
+
+
+def areas_of(image: Tensor, rows: int, columns: int) -> Tensor:
+    """Means (b c rows columns) of the areas of pictures (b c h w); smaller pictures are stretched."""
     height, width = image.shape[-2:]
-    if height % side == 0 and width % side == 0:  # several times faster than the general case
-        return F.avg_pool2d(image.float(), (height // side, width // side))
-    if min(height, width) < side:
-        return F.interpolate(image.float(), size=(side, side), mode="bilinear", align_corners=False)
+    if height < rows or width < columns:
+        return F.interpolate(
+            image.float(), size=(rows, columns), mode="bilinear", align_corners=False
+        )
     if image.device.type == "cpu" and image.is_contiguous(memory_format=torch.channels_last):
-        return torch.stack([_area_of(picture, side) for picture in image.float()])
-    return F.adaptive_avg_pool2d(image.float(), side)
+        return _areas_by_opencv(image.float(), rows, columns)
+    if height % rows == 0 and width % columns == 0:  # several times faster than the general case
+        return F.avg_pool2d(image.float(), (height // rows, width // columns))
+    return F.adaptive_avg_pool2d(image.float(), (rows, columns))
 
 
-def _area_of(picture: Tensor, side: int) -> Tensor:
-    """One picture (c h w) whose channels lie innermost, as ComfyUI's do: (c side side)."""
-    import cv2  # four times faster here than torch
+def _areas_by_opencv(image: Tensor, rows: int, columns: int) -> Tensor:
+    """The same where channels lie innermost, as in ComfyUI's pictures; so do the answer's."""
+    import cv2  # several times faster here than torch
 
-    rows = picture.permute(1, 2, 0).numpy()
-    small = cv2.resize(rows, (side, side), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(small).reshape(side, side, -1).permute(2, 0, 1)
+    pictures = image.permute(0, 2, 3, 1).numpy()
+    small = [cv2.resize(one, (columns, rows), interpolation=cv2.INTER_AREA) for one in pictures]
+    means = torch.stack([torch.from_numpy(one).reshape(rows, columns, -1) for one in small])
+    return means.permute(0, 3, 1, 2)
 
 
 def squeeze(image: Tensor) -> Tensor:
@@ -108,8 +117,9 @@ def describe_lines(channels: Tensor, lines: Tensor, thin: float = THIN) -> LineS
     sums = F.pad(pooled.cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # (b c k s+1)
     x = (torch.arange(COLUMNS, device=lines.device) + 0.5) / COLUMNS
     level = heights_at(lines, x)
-    bands = _band_means(sums, level, thin), _band_means(sums, level, NEAR)
-    return LineStatistics(*bands, _side_means(sums, level))
+    at = sum_to(sums, level)
+    bands = _band_means(sums, at, level, thin), _band_means(sums, at, level, NEAR)
+    return LineStatistics(*bands, _side_means(sums, at, level))
 
 
 def sum_to(sums: Tensor, level: Tensor) -> Tensor:
@@ -119,26 +129,32 @@ def sum_to(sums: Tensor, level: Tensor) -> Tensor:
     low = place.floor().clamp(max=side - 1)
     column = torch.arange(level.shape[1], device=level.device) * (side + 1)
     index = (low.long() + column).flatten()
-    flat = sums.flatten(2)
-    part = (place - low).flatten()
-    below, above = flat[..., index], flat[..., index + 1]
-    return torch.lerp(below, above, part).unflatten(-1, level.shape)
+    # each place's channels and the next one's lie side by side, so that one look-up fetches them all
+    places = rearrange(sums, "b c k s -> b (k s) c")
+    pairs = torch.cat([places, places.roll(-1, 1)], 2)
+    below, above = pairs.index_select(1, index).chunk(2, 2)
+    read = torch.lerp(below, above, (place - low).flatten()[:, None])
+    return read.transpose(1, 2).contiguous().unflatten(-1, level.shape)
 
 
-def _band_means(sums: Tensor, level: Tensor, height: float) -> Tensor:
+def _band_means(sums: Tensor, at: Tensor, level: Tensor, height: float) -> Tensor:
     side = sums.shape[-1] - 1
-    at = sum_to(sums, level)
     above, below = at - sum_to(sums, level - height), sum_to(sums, level + height) - at
     rows = level.clamp(0, 1)
     tall_above = (rows - (level - height).clamp(0, 1)) * side
     tall_below = ((level + height).clamp(0, 1) - rows) * side
-    return torch.stack([above / tall_above.clamp_min(0.5), below / tall_below.clamp_min(0.5)], -1)
+    return _paired(above / tall_above.clamp_min(0.5), below / tall_below.clamp_min(0.5))
 
 
-def _side_means(sums: Tensor, level: Tensor) -> Tensor:
+def _side_means(sums: Tensor, at: Tensor, level: Tensor) -> Tensor:
     side = sums.shape[-1] - 1
-    at = sum_to(sums, level).sum(-1)
+    at = at.sum(-1)
     total = sums[..., -1].sum(-1)[..., None]
     rows = level.clamp(0, 1).sum(-1) * side
     every = level.shape[1] * side
-    return torch.stack([at / rows.clamp_min(1), (total - at) / (every - rows).clamp_min(1)], -1)
+    return _paired(at / rows.clamp_min(1), (total - at) / (every - rows).clamp_min(1))
+
+
+def _paired(above: Tensor, below: Tensor) -> Tensor:
+    """Both sides in a last dimension; in memory each stays in one piece."""
+    return torch.stack([above, below]).movedim(0, -1)

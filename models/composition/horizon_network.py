@@ -48,7 +48,8 @@ def line_features(stats: LineStatistics, segments: Tensor, lines: Tensor) -> Ten
     ]
     alike = F.cosine_similarity(mean_thin, mean_near, dim=1)
     band = near.mean(-2)  # (b 6 n 2)
-    along = near[:, :3].var(3, correction=0).sum(1).add(1e-4).log()  # (b n 2) unevenness sideways
+    uneven = near[:, :3].square().mean(3) - band[:, :3].square()  # sideways
+    along = uneven.clamp_min(0).sum(1).add(1e-4).log()  # (b n 2)
     inside = (near[:, 4] - near[:, 0].square()).clamp_min(0).mean(2).add(1e-3).log()
     edge_band, edge_far = (band[:, 5] + 0.02).log(), (far[:, 5] + 0.02).log()
     variance = (far[:, 3] + far[:, 4] - far[:, :3].square().sum(1)).clamp_min(0).add(0.01).log()
@@ -59,8 +60,8 @@ def line_features(stats: LineStatistics, segments: Tensor, lines: Tensor) -> Ten
     sides = [far[:, c] for c in range(3)] + [band[:, 0], band[:, 2]]
     parts = [*single, *(p[..., i] for p in paired + sides for i in (0, 1)), *colours]
     rise = (lines[:, 1] - lines[:, 0]).abs().expand(len(segments), -1)
-    stacked = torch.stack([*parts, rise, *_prominence(votes, lines)], -1)
-    return stacked.clamp(-6, 6)
+    stacked = torch.stack([*parts, rise, *_prominence(votes, lines)], 1)
+    return stacked.clamp(-6, 6).transpose(1, 2)
 
 
 def _agreement(step: Tensor, mean: Tensor) -> Tensor:

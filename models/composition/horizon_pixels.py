@@ -59,10 +59,11 @@ class HorizonPixels(nn.Module):
 
     def of_both_ways(self, pixels: Tensor) -> HorizonScores:
         """The mean over the picture and its mirror image; lines as log probabilities."""
-        mirrored = self(pixels.flip(-1))
-        there = self(pixels)
-        lines = there.lines.log_softmax(1) + mirrored.lines.log_softmax(1)[:, mirror_images()]
-        return HorizonScores((there.presence + mirrored.presence) / 2, lines / 2)
+        both = self(torch.cat([pixels, pixels.flip(-1)]))
+        there, mirrored = both.lines.log_softmax(1).chunk(2)
+        return HorizonScores(
+            torch.stack(both.presence.chunk(2)).mean(0), (there + mirrored[:, mirror_images()]) / 2
+        )
 
 
 def _block(channels: int, width: int, stride: int) -> nn.Sequential:
