@@ -36,7 +36,7 @@ UNET_SCENES = 12_000  # of them, whose latents and text states are kept
 
 RECIPES = {
     "vae": Recipe(steps=4_200, learning_rate=1e-3, ema_decay=0.998),
-    "decoder": Recipe(steps=1_300, learning_rate=4e-4, ema_decay=0.998),
+    "decoder": Recipe(steps=2_600, learning_rate=4e-4, ema_decay=0.998),
     "image_text": Recipe(steps=1_500, learning_rate=8e-4, weight_decay=0.05),
     "unet": Recipe(steps=8_000, learning_rate=5e-4, ema_decay=0.9995),
     "anchor": Recipe(steps=2_400, learning_rate=1e-3, warmup=100, ema_decay=0.995, save_every=200),
