@@ -1,4 +1,4 @@
-"""A resumable training loop: AdamW, warm-up and cosine, EMA, clipping, atomic checkpoints.
+"""A resumable training loop: AdamW or Prodigy, warm-up, EMA, clipping, validation, checkpoints.
 
 A run that was stopped, by whatever, goes on exactly: weights, optimiser, averages, schedule and
 both random generators (the loop's own, and torch's global one, which layers such as dropout use)
@@ -7,83 +7,78 @@ are those of the last finished step. The order of the data follows, as it is dra
 
 import json
 import math
-import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from .files import clear_drafts, write_whole
+from .processes import ALONE, Processes
+from .training_files import (
+    BEST,
+    CHECKPOINT,
+    LOG,
+    Best,
+    forget_later,
+    read_best,
+    read_checkpoint,
+    read_log,
+    save_best,
+    save_checkpoint,
+)
+from .training_judge import Judge
+from .training_learner import Learner
+from .training_random import own_global_generators
+from .training_recipe import Group, Recipe, Step
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-BETAS = (0.9, 0.99)
-EMA_POWER = 0.75  # of the EMA's warm-up: decay 0.999 is reached after 10,000 steps
-MAY_CHANGE = ("steps", "warmup", "save_every", "log_every")  # when a run is continued
+__all__ = [
+    "BEST",
+    "CHECKPOINT",
+    "LOG",
+    "Best",
+    "Group",
+    "Recipe",
+    "Step",
+    "Trained",
+    "fit",
+    "peak_bytes",
+    "read_best",
+    "read_checkpoint",
+    "read_log",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How long and how fast a network learns.
-
-    Raises:
-        ValueError: a number is out of its range.
-    """
-
-    steps: int
-    learning_rate: float
-    warmup: int = 200
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    clip: float = 1.0  # greatest norm of the gradient
-    accumulation: int = 1  # losses drawn per step
-    seed: int = 0
-    save_every: int = 500
-    log_every: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("accumulation", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, 1 or more is needed")
-        if self.steps < 0 or self.warmup < 0:
-            raise ValueError(f"steps {self.steps} and warmup {self.warmup} must not be negative")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}, it must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One finished step; the numbers are there on logged steps only."""
-
-    step: int
-    steps: int
-    loss: float | None = None  # mean since the last logged step
-    rate: float | None = None  # steps per second since then
-    peak_bytes: int | None = None  # of the GPU, or else of the process
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def is_logged(self) -> bool:
-        return self.loss is not None
-
+MAY_CHANGE = (  # when a run is continued
+    "steps",
+    "warmup",
+    "save_every",
+    "log_every",
+    "keep_last",
+    "validate_every",
+    "patience",
+)
 
 Trained = nn.Module | Mapping[str, nn.Parameter]
+Measure = Callable[[], Mapping[str, float]]
 
 
-def fit(
+def fit(  # noqa: PLR0913  all but the first four are neutral when left out
     trained: Trained,
     recipe: Recipe,
     loss_of: Callable[[Generator], Tensor],
     folder: Path,
     on_step: Callable[[Step], None] | None = None,
     *,
-    measure: Callable[[], Mapping[str, float]] | None = None,
+    measure: Measure | None = None,
     about: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Group] | None = None,
+    validate: Measure | None = None,
+    score: str = "score",
+    processes: Processes | None = None,
 ) -> int:
     """Train to the end of the recipe, going on from the last checkpoint if there is one.
 
@@ -93,251 +88,217 @@ def fit(
         trained: a network, whose parameters that require gradients are trained, or parameters by
             name. Left with the averaged (EMA) weights at the end; early leaving leaves raw ones.
         recipe: a checkpoint may be continued with other `MAY_CHANGE` numbers, on the new schedule.
-        loss_of: draws a batch with the generator and returns its loss.
-        folder: gets checkpoint.pt and log.jsonl.
+        loss_of: draws a batch with the generator and returns its loss. Of several processes each
+            draws the whole batch and returns the mean loss of its own rows, `processes.share`.
+        folder: gets checkpoint.pt, best.pt and log.jsonl; of several processes all must see it.
         on_step: called after every step; what it raises ends the run.
         measure: gives further numbers for the log, on logged steps; must draw nothing.
         about: what else must be the same for a checkpoint to be continued, JSON-like: the data,
             the base, the options.
+        groups: parameters that have a learning rate of their own; the others have the recipe's.
+        validate: called every recipe.validate_every steps and after the last, with the averaged
+            weights in place; whatever it draws from torch's generators is put back. The step with
+            the largest `score` is the best; `read_best` gives its weights.
+        score: name of the number of `validate` that counts.
+        processes: that train together; the first alone writes, measures, validates and tells.
 
     Returns:
-        Steps done: more than the recipe's where the checkpoint was past its end already.
+        Steps done: more than the recipe's where the checkpoint was past its end already, fewer
+        where recipe.patience ended the run.
 
     Raises:
         ValueError: nothing to train; the checkpoint is of another run or cannot be read; the loss
-            is no longer a finite number.
+            is no longer a finite number; groups and parameters do not fit; validate gives no score.
+        ImportError: the recipe's optimiser is not installed.
+        OSError: the disk is full; the checkpoint before is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    processes, groups = processes or ALONE, groups or {}
+    named, network = _parameters(trained), trained if isinstance(trained, nn.Module) else None
     with ExitStack() as stack:
-        stack.enter_context(_own_global_generators(_parameters(trained), recipe.seed))
-        run = _Run(trained, recipe, folder, about or {})
+        stack.enter_context(own_global_generators(named.values(), recipe.seed))
+        learner = Learner(named, recipe, groups, processes)
+        stack.callback(learner.release)
+        judge = Judge(validate, score, network)
+        run = _Run(learner, folder, _same(recipe, groups, about or {}), judge, measure)
         run.resume()
-        run.trim_log()
         stack.callback(run.save_if_ahead)
-        if isinstance(trained, nn.Module):
-            trained.train()
-        while run.step < recipe.steps:
-            run.take_step(loss_of)
-            numbers = run.log(measure) if run.is_due(recipe.log_every) else None
-            if run.is_due(recipe.save_every):
-                run.save_if_ahead()
-            if on_step is not None:
-                on_step(numbers or Step(step=run.step, steps=recipe.steps))
-    run.ema.copy_to(run.parameters)
-    if isinstance(trained, nn.Module):
-        trained.eval()
-    return run.step
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint of a folder holds, on the CPU; None without one.
-
-    Raises:
-        ValueError: the file is no checkpoint of `fit`.
-    """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise ValueError(
-            f"{path.name} in {folder} ({path.stat().st_size} bytes) cannot be read as a checkpoint; "
-            "remove it to start over"
-        ) from error
-    missing = {"model", "optimizer", "schedule", "ema", "generator", "step"} - set(state)
-    if missing:
-        raise ValueError(
-            f"{path.name} in {folder} lacks {', '.join(sorted(missing))}, so it is another "
-            "program's file; remove it to start over"
-        )
-    return state
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The logged lines of a run: step, loss, rate and what else was measured."""
-    path = folder / LOG
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if network is not None:
+            network.train()
+        run.catch_up()
+        while learner.step < recipe.steps and not run.has_stalled:
+            now = run.take_step(loss_of)
+            if on_step is not None and processes.is_first:
+                on_step(now)
+    learner.ema.copy_to(learner.parameters)
+    if network is not None:
+        network.eval()
+    return learner.step
 
 
 class _Run:
-    """All that changes while a network learns."""
+    """What is logged, validated and kept of a learner's steps."""
 
     def __init__(
-        self, trained: Trained, recipe: Recipe, folder: Path, about: Mapping[str, Any]
+        self,
+        learner: Learner,
+        folder: Path,
+        same: Mapping[str, Any],
+        judge: Judge,
+        measure: Measure | None,
     ) -> None:
-        # loading diffusers takes a second, which a start of the host must not pay
-        from diffusers.optimization import get_cosine_schedule_with_warmup
-        from diffusers.training_utils import EMAModel
-
-        self.recipe, self.folder = recipe, folder
-        self.named = _parameters(trained)
-        self.parameters = list(self.named.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            betas=BETAS,
-            fused=self.parameters[0].device.type in ("cpu", "cuda"),
-        )
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, recipe.warmup, recipe.steps)
-        self.ema = EMAModel(
-            self.parameters,
-            decay=recipe.ema_decay,
-            use_ema_warmup=True,
-            power=EMA_POWER,
-            foreach=True,
-        )
-        self.generator = Generator().manual_seed(recipe.seed)
-        self.same = _same(self.named, recipe, about)
-        self.step = self.saved_step = 0
-        self.is_whole = True  # no step is half done
-        self.random = self._random()
+        self.learner, self.recipe, self.processes = learner, learner.recipe, learner.processes
+        self.folder, self.same, self.judge, self.measure = folder, same, judge, measure
+        self.saved_step = 0
         self.losses: list[Tensor] = []
-        self.began, self.began_at = time.perf_counter(), 0
+        self.began = self.logged = time.perf_counter()
+        self.began_at = self.logged_at = 0
 
     @property
-    def path(self) -> Path:
-        return self.folder / CHECKPOINT
+    def has_stalled(self) -> bool:
+        return 0 < self.recipe.patience <= self.judge.without_better
 
-    def take_step(self, loss_of: Callable[[Generator], Tensor]) -> None:
-        for _ in range(self.recipe.accumulation):
-            loss = loss_of(self.generator) / self.recipe.accumulation
-            loss.backward()
-            self.losses.append(loss.detach())
-        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        self.is_whole = False
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.parameters)
-        self.step += 1
-        self.random = self._random()
-        self.is_whole = True
+    def take_step(self, loss_of: Callable[[Generator], Tensor]) -> Step:
+        self.losses += self.learner.take_step(loss_of)
+        validates = self._is_validated()
+        if validates or self._is_due(self.recipe.log_every):
+            now = self._log(validates)
+        else:
+            now = Step(
+                step=self.learner.step, steps=self.recipe.steps, best_step=self.judge.best_step
+            )
+        if self._is_due(self.recipe.save_every) or self.judge.best_step == self.learner.step:
+            self.save_if_ahead()
+        return now
 
-    def is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.recipe.steps
+    def _is_due(self, every: int) -> bool:
+        return self.learner.step % every == 0 or self.learner.step == self.recipe.steps
 
-    def log(self, measure: Callable[[], Mapping[str, float]] | None) -> Step:
-        steps = self.step - self.began_at
+    def _is_validated(self) -> bool:
+        every = self.recipe.validate_every
+        return self.judge.validate is not None and every > 0 and self._is_due(every)
+
+    def catch_up(self) -> None:
+        """Validate the step gone on from, where the run was stopped before it could be."""
+        if self.learner.step > self.judge.at and self._is_validated():
+            self._validate()
+            self._save()
+
+    def _validate(self) -> dict[str, float]:
+        numbers = self.processes.from_first(lambda: self.judge.look(self.learner))
+        is_best = self.judge.take(self.learner.step, numbers)
+        if is_best and self.processes.is_first:
+            save_best(
+                self.folder,
+                Best(self.learner.step, self.judge.best_score, self.learner.averages()),
+            )
+        return numbers
+
+    def _log(self, validates: bool) -> Step:
+        step, steps = self.learner.step, self.learner.step - self.logged_at
         loss = float(torch.stack(self.losses).sum()) / steps
         self._check(loss)
-        rate = steps / max(time.perf_counter() - self.began, 1e-9)
-        numbers = {} if measure is None else dict(measure())
-        peak = peak_bytes(self.parameters[0].device)
-        row = {"step": self.step, "loss": round(loss, 5), "rate": round(rate, 3)}
-        row |= {} if peak is None else {"peak_mib": peak >> 20}
-        row |= {name: round(value, 5) for name, value in numbers.items()}
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
-        # what `measure` took is no part of the rate
-        self.losses, self.began, self.began_at = [], time.perf_counter(), self.step
-        return Step(
-            step=self.step,
+        rate = steps / max(time.perf_counter() - self.logged, 1e-9)
+        is_first = self.processes.is_first
+        numbers = dict(self.measure()) if self.measure is not None and is_first else {}
+        validation = self._validate() if validates else {}
+        now = Step(
+            step=step,
             steps=self.recipe.steps,
             loss=loss,
             rate=rate,
-            peak_bytes=peak,
+            peak_bytes=peak_bytes(self.learner.parameters[0].device),
             numbers=numbers,
+            validation=validation,
+            best_step=self.judge.best_step,
+            seconds_left=self._seconds_left(),
         )
+        if is_first:
+            with (self.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(_row(now)) + "\n")
+        # what `measure` and `validate` took is no part of the rate
+        self.losses, self.logged, self.logged_at = [], time.perf_counter(), step
+        return now
+
+    def _seconds_left(self) -> float:
+        done, left = self.learner.step - self.began_at, self.recipe.steps - self.learner.step
+        return (time.perf_counter() - self.began) / done * left
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            self.saved_step = self.step  # these weights are not worth keeping
+            self.saved_step = self.learner.step  # these weights are not worth keeping
             raise ValueError(
-                f"the loss is {loss} after step {self.step}, a finite number is needed; lower "
+                f"the loss is {loss} after step {self.learner.step}, a finite number is needed; lower "
                 "learning_rate and start over"
             )
 
     def save_if_ahead(self) -> None:
-        if not self.is_whole or self.step == self.saved_step:
+        if not self.learner.is_whole or self.learner.step == self.saved_step:
             return
         if self.losses:
             self._check(float(self.losses[-1]))
-        write_whole(self.path, lambda path: torch.save(self._state(), path))
-        self.saved_step = self.step
+        self._save()
 
-    def _state(self) -> dict[str, Any]:
-        schedule = self.schedule.state_dict()
-        generator, rng = self.random
-        return {
-            "model": {name: parameter.detach() for name, parameter in self.named.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {name: schedule[name] for name in ("last_epoch", "_step_count")},
-            "ema": self.ema.state_dict(),
-            "generator": generator,
-            "global_generators": rng,
-            "step": self.step,
-            "same": self.same,
-        }
-
-    def _random(self) -> tuple[Tensor, dict[str, Tensor]]:
-        cuda = _cuda_devices(self.parameters)
-        rng = {f"cuda:{index}": torch.cuda.get_rng_state(index) for index in cuda}
-        return self.generator.get_state(), {"cpu": torch.get_rng_state(), **rng}
+    def _save(self) -> None:
+        if self.processes.is_first:
+            state = {**self.learner.state(), "same": self.same, "validation": self.judge.state()}
+            save_checkpoint(self.folder, state, self.saved_step, self.recipe.keep_last)
+        self.saved_step = self.learner.step
 
     def resume(self) -> None:
-        clear_drafts(self.path)
         state = read_checkpoint(self.folder)
-        if state is None:
-            return
-        self._check_same(state)
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.ema.to(self.parameters[0].device)
-        self.generator.set_state(state["generator"])
-        for device, rng in state.get("global_generators", {}).items():
-            _set_global_generator(device, rng)
-        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
-        self.step = self.saved_step = self.began_at = int(state["step"])
-        self.random = self._random()
+        if state is not None:
+            _check_same(state, self.learner, self.same, self.folder)
+            self.learner.restore(state)
+        step = self.learner.step
+        self.saved_step = self.began_at = self.logged_at = step
+        self._check_together()
+        judged = {} if state is None else state.get("validation", {})
+        self.judge.restore(judged, self.processes.from_first(lambda: _best_step(self.folder)))
+        if self.processes.is_first:
+            forget_later(self.folder, step, self.judge.best_step)
 
-    def _check_same(self, state: Mapping[str, Any]) -> None:
-        here = {name: list(parameter.shape) for name, parameter in self.named.items()}
-        there = {name: list(value.shape) for name, value in state["model"].items()}
-        if here != there:
-            differing = sorted(
-                name for name in {*here, *there} if here.get(name) != there.get(name)
-            )
+    def _check_together(self) -> None:
+        steps = self.processes.from_all(self.learner.step)
+        if len(set(steps)) > 1:
             raise ValueError(
-                f"the checkpoint in {self.folder} is of another network: {differing[0]} is "
-                f"{there.get(differing[0], 'absent')} there and {here.get(differing[0], 'absent')} "
-                "here; choose another name or folder, or remove it to start over"
-            )
-        before = state.get("same", {})  # older checkpoints do not say, or say more
-        differing = [
-            name for name in self.same if name in before and before[name] != self.same[name]
-        ]
-        if differing:
-            told = ", ".join(
-                f"{name} was {before[name]} and is {self.same.get(name)}" for name in differing[:4]
-            )
-            raise ValueError(
-                f"the checkpoint in {self.folder} is of another run: {told}; choose another name or "
-                "folder, set it back, or remove the checkpoint to start over"
+                f"the processes would go on from the steps {steps}, one step is needed; give a folder "
+                "that all of them see"
             )
 
-    def trim_log(self) -> None:
-        """Drop the log's lines after the step that is gone on from, and a last one cut short."""
-        path = self.folder / LOG
-        if not path.exists():
-            return
-        kept = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if self._is_past(line)
-        ]
-        text = "".join(f"{line}\n" for line in kept)
-        write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
-    def _is_past(self, line: str) -> bool:
-        try:
-            return json.loads(line)["step"] <= self.step
-        except (json.JSONDecodeError, KeyError, TypeError):
-            return False
+def _best_step(folder: Path) -> int | None:
+    best = read_best(folder)
+    return None if best is None else best.step
+
+
+def _row(now: Step) -> dict[str, float]:
+    row = {"step": now.step, "loss": round(now.loss or 0.0, 5), "rate": round(now.rate or 0.0, 3)}
+    row |= {} if now.peak_bytes is None else {"peak_mib": now.peak_bytes >> 20}
+    row |= {name: round(value, 5) for name, value in now.numbers.items()}
+    return row | {f"validation_{name}": round(value, 5) for name, value in now.validation.items()}
+
+
+def _check_same(
+    state: Mapping[str, Any], learner: Learner, same: Mapping[str, Any], folder: Path
+) -> None:
+    here = {name: list(parameter.shape) for name, parameter in learner.named.items()}
+    there = {name: list(value.shape) for name, value in state["model"].items()}
+    if here != there:
+        differing = sorted(name for name in {*here, *there} if here.get(name) != there.get(name))
+        raise ValueError(
+            f"the checkpoint in {folder} is of another network: {differing[0]} is "
+            f"{there.get(differing[0], 'absent')} there and {here.get(differing[0], 'absent')} "
+            "here; choose another name or folder, or remove it to start over"
+        )
+    before = state.get("same", {})  # older checkpoints do not say, or say more
+    differing = [name for name in same if name in before and before[name] != same[name]]
+    if differing:
+        told = ", ".join(f"{name} was {before[name]} and is {same[name]}" for name in differing[:4])
+        raise ValueError(
+            f"the checkpoint in {folder} is of another run: {told}; choose another name or "
+            "folder, set it back, or remove the checkpoint to start over"
+        )
 
 
 def _parameters(trained: Trained) -> dict[str, nn.Parameter]:
@@ -351,35 +312,13 @@ def _parameters(trained: Trained) -> dict[str, nn.Parameter]:
     return found
 
 
-def _same(
-    named: Mapping[str, nn.Parameter], recipe: Recipe, about: Mapping[str, Any]
-) -> dict[str, Any]:
+def _same(recipe: Recipe, groups: Mapping[str, Group], about: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {name: value for name, value in asdict(recipe).items() if name not in MAY_CHANGE}
-    return {**numbers, **json.loads(json.dumps(dict(about)))}
-
-
-@contextmanager
-def _own_global_generators(named: Mapping[str, nn.Parameter], seed: int) -> Iterator[None]:
-    cuda = _cuda_devices(named.values())
-    with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)
-        for index in cuda:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
-
-
-def _cuda_devices(parameters: Iterable[nn.Parameter]) -> list[int]:
-    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
-    return sorted(torch.cuda.current_device() if d.index is None else d.index for d in devices)
-
-
-def _set_global_generator(device: str, state: Tensor) -> None:
-    if device == "cpu":
-        torch.set_rng_state(state)
-    elif (
-        torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count()
-    ):
-        torch.cuda.set_rng_state(state, device)
+    rates = {
+        name: [len(group.names), group.learning_rate, group.stop_step]
+        for name, group in groups.items()
+    }
+    return {**numbers, "groups": rates, **json.loads(json.dumps(dict(about)))}
 
 
 def peak_bytes(device: torch.device) -> int | None:

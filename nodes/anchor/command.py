@@ -3,7 +3,11 @@
 From ComfyUI's folder:  python -m custom_nodes.veduta.nodes.anchor.command --help
 From a checkout:        python tools/run_module.py nodes.anchor.command --help
 
-Without a GPU use the second form, with --cpu; COMFYUI_PATH says where ComfyUI is.
+Without a GPU use the second form, with --cpu; COMFYUI_PATH says where ComfyUI is. On several GPUs:
+
+    accelerate launch -m custom_nodes.veduta.nodes.anchor.command ...
+
+Each process then learns from --batch-size views per step; README tells more.
 """
 
 import argparse
@@ -12,12 +16,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
 import torch
 from torch import Tensor
 
 from ...models.anchor.weights import load_adapter
 from ...models.common.anchor import PRESETS
+from ...models.common.processes import Processes, launched
 from ...models.common.training import Step
 from ..host.pictures import as_pil, folder_pictures
 from .train import training_places
@@ -30,15 +36,17 @@ def main(argv: list[str]) -> int:
     """Train as the arguments say; 0 when done, 1 after an error, 130 when stopped by Ctrl-C."""
     chosen = _parser().parse_args(argv)
     try:
+        processes = launched(comfy.model_management.get_torch_device())
         with torch.inference_mode():  # as a node runs
-            done = _train(chosen)
-    except (ValueError, FileNotFoundError) as error:
+            done = _train(chosen, processes)
+    except (ValueError, OSError, ImportError) as error:
         _say(f"\n{error}\n")
         return 1
     except KeyboardInterrupt:
         _say("\nstopped; the same command goes on from there\n")
         return 130
-    _say(f"\n{done.report}\n")
+    if done is not None:
+        _say(f"\n{done.report}\n")
     return 0
 
 
@@ -69,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(chosen: argparse.Namespace) -> Trained:
+def _train(chosen: argparse.Namespace, processes: Processes) -> Trained | None:
     if chosen.miniature == (chosen.checkpoint is not None):
         raise ValueError(
             "the base is missing or given twice; give --checkpoint FILE or --miniature"
@@ -87,9 +95,10 @@ def _train(chosen: argparse.Namespace) -> Trained:
     places = _places(chosen)
     pictures = folder_pictures(chosen.folder, chosen.category, chosen.caption)
     start = None if chosen.adapter is None else load_adapter(chosen.adapter)
-    watch = _TerminalWatch(2 * len(pictures))
-    done = train_adapter(_stack(chosen), pictures, options, places, watch, start)
-    _write_pictures(done, places)
+    watch = _TerminalWatch(2 * len(pictures)) if processes.is_first else _SilentWatch()
+    done = train_adapter(_stack(chosen), pictures, options, places, watch, start, processes)
+    if done is not None:
+        _write_pictures(done, places)
     return done
 
 
@@ -138,6 +147,16 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+class _SilentWatch:
+    """Of the processes that have nothing to tell."""
+
+    def picture_done(self) -> None:
+        pass
+
+    def step_done(self, now: Step, curve: Tensor | None) -> None:
+        pass
+
+
 class _TerminalWatch:
     """One line that tells how far it is."""
 
@@ -149,13 +168,12 @@ class _TerminalWatch:
         _say(f"\rpictures measured and encoded: {self.done} of {self.calls}   ")
 
     def step_done(self, now: Step, curve: Tensor | None) -> None:
-        if now.loss is None or now.rate is None:
+        if now.loss is None or now.rate is None or now.seconds_left is None:
             return
-        left = (now.steps - now.step) / now.rate / 60
         numbers = "".join(f"  {name} {value:.3f}" for name, value in now.numbers.items())
         _say(
             f"\rstep {now.step} of {now.steps}  loss {now.loss:.4f}{numbers}  {now.rate:.2f} steps/s  "
-            f"{left:.0f} min left   "
+            f"{now.seconds_left / 60:.0f} min left   "
         )
 
 

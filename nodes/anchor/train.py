@@ -95,6 +95,7 @@ class TrainAnchorAdapter(io.ComfyNode):
                 watch.step,
             )
             raise
+        assert done is not None  # a node is one process
         pictures_out = (bchw_to_image(x) for x in (done.samples, done.curve, done.labels))
         return io.NodeOutput(done.adapter, *pictures_out, done.report)
 

@@ -6,7 +6,7 @@ while the model stays frozen. The methods are in `models/anchor`.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from ...models.anchor.objective import (
 )
 from ...models.anchor.weights import LoadedAdapter, copy_text_keys, save_adapter
 from ...models.common.anchor import Anchor
+from ...models.common.processes import ALONE, Processes
 from ...models.common.training import CHECKPOINT, Recipe, Step, fit, read_log
 from ..host.attention import (
     Conditioning,
@@ -57,7 +58,10 @@ SHOWN_HEIGHTS = (0.25, 0.5, 0.75)  # of sample pictures that nobody asked for
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user chooses; `views` is the mean number of crops per picture."""
+    """What a user chooses; `views` is the mean number of crops per picture.
+
+    `batch_size` is that of one process.
+    """
 
     steps: int = 500
     batch_size: int = 4
@@ -137,14 +141,19 @@ def train_adapter(
     places: Places,
     watch: Watch,
     start: LoadedAdapter | None = None,
-) -> Trained:
+    processes: Processes = ALONE,
+) -> Trained | None:
     """Train, or go on with what `places.run` holds, and write the adapter's file.
+
+    Of several processes each encodes all pictures and learns from its share of every batch; the
+    first alone draws samples and writes, and the others return None.
 
     Raises:
         ValueError: the base is of another family, the adapter or VAE does not fit it, the file is
             there already from elsewhere, the run was begun with other pictures or options.
     """
     _check(stack, places, start)
+    options = replace(options, batch_size=options.batch_size * processes.count)  # of all together
     material = _material(stack, pictures, options, watch)
     conditionings = [_encode(stack.clip, text) for text in material.texts]
     samples: list[Tensor] = []
@@ -152,7 +161,7 @@ def train_adapter(
         latent = material.latents[:1].float()
         with frozen_denoiser(stack.model, conditionings, latent) as frozen:
             adapter = _new_adapter(frozen, start, options.seed)
-            trainer = _Trainer(frozen, adapter, material, options)
+            trainer = _Trainer(frozen, adapter, material, options, processes)
             request = _request(stack, material, conditionings, options)
 
             def on_step(now: Step) -> None:
@@ -169,7 +178,11 @@ def train_adapter(
                 on_step,
                 measure=trainer.measure,
                 about=_same(stack, material, options, start),
+                processes=processes,
             )
+            processes.close()
+            if not processes.is_first:
+                return None
             samples.append(draw_samples(frozen, adapter, request))
             gain = trainer.measure()
         adapter = adapter.cpu().requires_grad_(False)
@@ -290,7 +303,12 @@ class _Trainer:
     """Draws batches from the material and tells the loss."""
 
     def __init__(
-        self, frozen: FrozenDenoiser, adapter: AnchorAdapter, material: Material, options: Options
+        self,
+        frozen: FrozenDenoiser,
+        adapter: AnchorAdapter,
+        material: Material,
+        options: Options,
+        processes: Processes,
     ) -> None:
         self.frozen, self.adapter = frozen, adapter
         # materials were made in inference mode
@@ -299,6 +317,7 @@ class _Trainer:
         self.weights = torch.tensor([view.weight for view in material.views])
         self.text_of = material.text_of
         self.batch = options.batch_size
+        self.own = processes.share(self.batch)
         self.objective = Objective()
         order = torch.randperm(len(self.anchors), generator=Generator().manual_seed(options.seed))
         held = _held_out([i for i in order.tolist() if self.anchors[i] != Anchor()], len(order))
@@ -314,19 +333,21 @@ class _Trainer:
         )
 
     def loss_of(self, generator: Generator) -> Tensor:
-        """Mean loss of a batch drawn with the generator."""
-        device = self.frozen.device
+        """Mean loss of this process's rows of a batch drawn with the generator."""
+        device, own = self.frozen.device, self.own
         picks = self.used[torch.randint(len(self.used), (self.batch,), generator=generator)]
         rows = picks.tolist()
-        x0 = self.latents[picks].float().to(device)
         anchors, keeps_text = draw_conditions(
             [self.anchors[i] for i in rows], generator, self.objective
         )
         texts = [self.text_of[i] if kept else 0 for i, kept in zip(rows, keeps_text, strict=True)]
-        sigma = self.frozen.sigma_of(sample_timesteps(self.batch, generator, self.objective))
-        noise = torch.randn(x0.shape, generator=generator).to(device)
-        x0_hat = self._denoise(x0 + noise * sigma.view(-1, 1, 1, 1), sigma, texts, anchors)
-        return denoising_loss(x0_hat, x0, sigma, self.weights[picks].to(device))
+        timesteps = sample_timesteps(self.batch, generator, self.objective)
+        noise = torch.randn((self.batch, *self.latents.shape[1:]), generator=generator)
+        sigma = self.frozen.sigma_of(timesteps[own])
+        x0 = self.latents[picks[own]].float().to(device)
+        x = x0 + noise[own].to(device) * sigma.view(-1, 1, 1, 1)
+        x0_hat = self._denoise(x, sigma, texts[own], anchors[own])
+        return denoising_loss(x0_hat, x0, sigma, self.weights[picks[own]].to(device))
 
     def measure(self) -> dict[str, float]:
         """The information gain on views that are held out."""
@@ -347,7 +368,7 @@ class _Trainer:
             texts=tuple(self.text_of[i] for i in rows),
             anchors=tuple(self.anchors[i] for i in rows),
             sigma=float(self.frozen.sigma_of(torch.tensor([GAUGE_TIMESTEP]))),
-            chunk=self.batch,
+            chunk=self.own.stop - self.own.start,
         )
 
 
