@@ -21,10 +21,10 @@ COLOURS = (  # of Okabe and Ito's palette, BGR
 class Measured(Protocol):
     """What is drawn of a point."""
 
-    calls: int
-    latent_db: float
-    picture_db: float
-    bound_db: float
+    @property
+    def calls(self) -> int: ...
+    @property
+    def latent_db(self) -> float: ...
 
 
 def draw_calls(path: Path, curves: Mapping[tuple[str, str], Sequence[Measured]]) -> None:

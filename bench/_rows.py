@@ -19,6 +19,7 @@ class Row:
     bound: float | None = None
     at_least: bool = True
     upper: float | None = None  # what the measuring itself reaches on true pictures
+    interval: tuple[float, float] | None = None  # of `ours`, 95 %
 
     @property
     def holds(self) -> bool | None:
@@ -39,6 +40,8 @@ def report(name: str, rows: Sequence[Row], keep_others: bool = False) -> None:
     for row in rows:
         bound = "" if row.bound is None else f"{'>=' if row.at_least else '<='} {row.bound:g}"
         verdict = {True: "holds", False: "falls short", None: ""}[row.holds]
+        if row.interval is not None:
+            verdict = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}  {verdict}".rstrip()
         print(
             f"{row.what:62} {row.ours:8.3f} {_told(row.baseline):>9} {_told(row.upper):>8}"
             f"  {bound:>9}  {verdict}"
@@ -57,6 +60,7 @@ def _saved(row: Row) -> dict[str, object]:
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in entries.items()
+        if name != "interval" or value is not None
     }
 
 

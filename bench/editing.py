@@ -8,7 +8,6 @@ The points go to bench/results/editing_points.json and to build/bench_editing.pn
 """
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -29,23 +28,17 @@ from ..models.common.guidance import Scales
 from ..models.common.images import bchw_to_image
 from ..models.common.metrics import OUTSIDE, measure_likeness
 from ..models.inversion.trajectory import Inversion
-from ..nodes import mini as nodes
-from ..nodes.host.image_prompt import (
-    ImageAdapter,
-    ImagePrompt,
-    apply_image_prompt,
-    open_image_adapter,
-)
+from ..nodes.host.vae import decode, encode
 from ..nodes.inversion.edit import EditRun
 from ..nodes.inversion.edit_plan import Edit, ImageCondition
 from ..nodes.inversion.edit_region import LATENT, OFF, PIXELS
 from ..nodes.inversion.guider import Guidance
 from ..nodes.inversion.run import Settings, invert_latent, source_guider
+from ._miniature import ADAPTER, Miniature
 from ._rows import RESULTS, Row
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = ROOT / "mini" / "weights" / "image_prompt.safetensors"
-SIZE, STEPS = 128, 20  # px; of each way
+SCENES, SIZE, STEPS = 6, 128, 20  # px a side; steps of each way
 METHODS = ("uni-inv", "ddim (paper)", "edit-friendly ddpm (exact)")
 WEIGHTS = (0.2, 0.4, 0.8)
 TEXT_SCALES = (1.5, 3.0, 5.0, 8.0)
@@ -57,10 +50,20 @@ EXACT = "stored residual (exact)"
 class Task:
     """A drawing, what it shows, what it is to show, and where it has to change for that."""
 
-    image: Tensor  # (1 3 h w)
-    mask: Tensor  # (1 1 h w)
+    image: np.ndarray  # (h w 3) 0..255
+    mask: np.ndarray  # (h w) 0..255
     caption: str
     wanted: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """Several, as a batch."""
+
+    image: Tensor  # (b 3 h w)
+    mask: Tensor  # (b 1 h w)
+    captions: list[str]
+    wanted: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Point:
     clip: float
 
 
-def tasks(number: int) -> list[Task]:
+def tasks(number: int) -> Tasks:
     """The first unseen scenes that can be edited either way, in turns."""
     found: list[Task] = []
     for seed in count(UNSEEN_FROM):
@@ -83,8 +86,13 @@ def tasks(number: int) -> list[Task]:
         if task is not None:
             found.append(task)
         if len(found) == number:
-            return found
-    raise AssertionError("scenes do not end")
+            break
+    image = torch.from_numpy(np.stack([task.image for task in found]))
+    mask = torch.from_numpy(np.stack([task.mask for task in found]))
+    return Tasks(
+        image.float().movedim(-1, 1) / 255, mask.float()[:, None] / 255,
+        [task.caption for task in found], [task.wanted for task in found],
+    )  # fmt: skip
 
 
 def _other_sky(plan: Scene) -> Task | None:
@@ -94,9 +102,8 @@ def _other_sky(plan: Scene) -> Task | None:
     skies = list(SKIES)
     other = SKIES[skies[(skies.index(plan.sky) + 2) % len(skies)]].words
     painting = paint(plan, SIZE)
-    return _task(
-        painting.image, painting.sky_mask, plan.caption, plan.caption.replace(words, other)
-    )
+    wanted = plan.caption.replace(words, other)
+    return Task(painting.image, painting.sky_mask, plan.caption, wanted)
 
 
 def _other_colour(plan: Scene) -> Task | None:
@@ -110,63 +117,45 @@ def _other_colour(plan: Scene) -> Task | None:
     wanted = plan.caption.replace(
         f"{subject.colour_word} {subject.kind}", f"{other} {subject.kind}"
     )
-    return _task(painting.image, mask, plan.caption, wanted)
+    return Task(painting.image, mask, plan.caption, wanted)
 
 
-def _task(image: np.ndarray, mask: np.ndarray, caption: str, wanted: str) -> Task:
-    planes = torch.from_numpy(image).float().movedim(-1, 0)[None] / 255
-    return Task(planes, torch.from_numpy(mask).float()[None, None] / 255, caption, wanted)
+class Editor:
+    """Inverts and edits tasks with the miniature, and judges what comes of it."""
 
+    def __init__(self, bench: Miniature) -> None:
+        self.bench, self.judge = bench, load_image_text()
 
-class Bench:
-    """The miniature, ready to invert and to edit."""
-
-    def __init__(self) -> None:
-        self.model, self.clip, self.vae = nodes.load_model(), nodes.load_clip(), nodes.load_vae()
-        self.clip_vision, self.judge = nodes.load_clip_vision(), load_image_text()
-        self.adapter: ImageAdapter | None = None
-        if ADAPTER.is_file():
-            self.adapter = open_image_adapter(ADAPTER)
-        self.empty = self.encode("")
-        self.read: dict[str, Tensor] = {}  # the tokenizer is slow to open
-
-    def encode(self, prompt: str) -> list:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
-
-    def invert(self, task: Task, method: str, weight: float) -> Inversion:
-        model, positive = self.model, self.encode(task.caption)
-        if weight:
-            model, positive, _ = apply_image_prompt(
-                model, self.adapter, self.clip_vision, bchw_to_image(task.image), positive, [],
-                ImagePrompt(weight=weight),
-            )  # fmt: skip
-        latent = self.vae.encode(bchw_to_image(task.image))
+    def invert(self, todo: Tasks, method: str, weight: float) -> Inversion:
+        model, positive = self.bench.condition(todo.captions, todo.image, weight)
+        latent = encode(self.bench.vae, todo.image)
         settings = Settings(method=method, steps=STEPS, seed=1)
         return invert_latent(source_guider(model, positive), latent, settings, size_px=(SIZE, SIZE))
 
-    def edit(self, task: Task, inversion: Inversion, weight: float, text_scale: float) -> Edit:
+    def edit(self, todo: Tasks, inversion: Inversion, weight: float, text_scale: float) -> Edit:
         picture = None
         if weight:
+            assert self.bench.adapter is not None
             picture = ImageCondition(
-                adapter=self.adapter, clip_vision=self.clip_vision,
-                image=bchw_to_image(task.image), weight=weight,
+                adapter=self.bench.adapter, clip_vision=self.bench.clip_vision,
+                image=bchw_to_image(todo.image), weight=weight,
             )  # fmt: skip
         return Edit(
-            model=self.model, inversion=inversion, positive=self.encode(task.wanted),
-            negative=self.empty, picture=picture,
+            model=self.bench.model, inversion=inversion, positive=self.bench.text(todo.wanted),
+            negative=self.bench.text([""]), picture=picture,
             guidance=Guidance(scales=Scales(text=text_scale, joint=True)),
         )  # fmt: skip
 
-    def run(self, task: Task, keep: str) -> EditRun:
-        return EditRun(vae=self.vae, source=task.image, mask=task.mask, keep=keep, feather_px=0)
+    def run(self, todo: Tasks, keep: str) -> EditRun:
+        return EditRun(
+            vae=self.bench.vae, source=todo.image, mask=todo.mask, keep=keep, feather_px=0
+        )
 
-    def similarity(self, image: Tensor, words: str) -> float:
-        """100 times the cosine of a picture (1 3 h w) and words."""
+    def similarity(self, image: Tensor, words: list[str]) -> float:
+        """100 times the cosine of pictures (b 3 h w) and their words, mean."""
         seen = self.judge.get_image_features(pixel_values=networks.normalise(image))
-        if words not in self.read:
-            tokens = networks.tokenize([words])
-            self.read[words] = _features(self.judge.get_text_features(input_ids=tokens))
-        return 100 * float(cosine_similarity(_features(seen), self.read[words]))
+        read = self.judge.get_text_features(input_ids=networks.tokenize(words))
+        return 100 * float(cosine_similarity(_features(seen), _features(read)).mean())
 
 
 def _features(answer) -> Tensor:
@@ -174,18 +163,14 @@ def _features(answer) -> Tensor:
 
 
 @torch.inference_mode()
-def editing_rows(scenes: int = 8) -> list[Row]:
-    """Edits by the words alone, then with a mask.
-
-    Args:
-        scenes: drawings to edit; each takes a few minutes.
-    """
-    bench, todo = Bench(), tasks(scenes)
+def editing_rows(bench: Miniature) -> list[Row]:
+    """Edits by the words alone, then with a mask."""
+    editor, todo = Editor(bench), tasks(SCENES)
     points = [
         point
         for method in METHODS
         for weight in (0.0, *(WEIGHTS if bench.adapter else ()))
-        for point in curve(bench, todo, method, weight)
+        for point in curve(editor, todo, method, weight)
     ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     table = json.dumps([asdict(point) for point in points], indent=1)
@@ -194,32 +179,21 @@ def editing_rows(scenes: int = 8) -> list[Row]:
     if bench.adapter is None:
         return [
             Row(f"edits with the picture: {ADAPTER.name} is missing", 0.0),
-            *masked_rows(bench, todo),
+            *masked_rows(editor, todo),
         ]
-    return [*_curve_rows(points), *masked_rows(bench, todo)]
+    return [*_curve_rows(points), *masked_rows(editor, todo)]
 
 
-def curve(bench: Bench, todo: Sequence[Task], method: str, weight: float) -> list[Point]:
+def curve(editor: Editor, todo: Tasks, method: str, weight: float) -> list[Point]:
     """One point for each scale of the text."""
-    inverted = [bench.invert(task, method, weight) for task in todo]
-    points = []
+    inversion, points = editor.invert(todo, method, weight), []
     for text_scale in TEXT_SCALES:
-        backgrounds, similarities = [], []
-        for task, inversion in zip(todo, inverted, strict=True):
-            edited = bench.run(task, OFF)(bench.edit(task, inversion, weight, text_scale)).planes
-            found = measure_likeness(edited, task.image, task.mask)
-            backgrounds.append(float(found[OUTSIDE].psnr))
-            in_place = torch.where(task.mask > 0, edited, task.image)
-            similarities.append(bench.similarity(in_place, task.wanted))
-        points.append(
-            Point(
-                method,
-                weight,
-                text_scale,
-                statistics.mean(backgrounds),
-                statistics.mean(similarities),
-            )
-        )
+        edit = editor.edit(todo, inversion, weight, text_scale)
+        edited = editor.run(todo, OFF)(edit).planes
+        background = measure_likeness(edited, todo.image, todo.mask)[OUTSIDE].psnr.mean()
+        in_place = torch.where(todo.mask > 0, edited, todo.image)
+        clip = editor.similarity(in_place, todo.wanted)
+        points.append(Point(method, weight, text_scale, float(background), clip))
         print(f"  {points[-1]}", flush=True)
     return points
 
@@ -237,39 +211,37 @@ def _curve_rows(points: Sequence[Point]) -> list[Row]:
 
 
 def least_gain(without: Sequence[Point], given: Sequence[Point]) -> list[float]:
-    """How much further up the points with the picture reach, at each background level of those without.
-
-    The best point that keeps at least as much of the background counts, on either side.
-    """
+    """How much further up the curves with the picture reach, at each background level of the one without."""
     backgrounds = [point.background_db for point in without]
     levels = np.linspace(min(backgrounds), max(backgrounds), LEVELS)
-    return [_best(given, level) - _best(without, level) for level in levels]
+    return [_height(given, level) - _height(without, level) for level in levels]
 
 
-def _best(points: Sequence[Point], level: float) -> float:
-    reaching = [point.clip for point in points if point.background_db >= level - 1e-9]
-    return max(reaching, default=float("-inf"))
+def _height(points: Sequence[Point], level: float) -> float:
+    """Of the highest curve of one weight that keeps so much of the background, straight between points."""
+    heights = []
+    for weight in {point.weight for point in points}:
+        line = sorted((p.background_db, p.clip) for p in points if p.weight == weight)
+        if line[-1][0] >= level - 1e-9:
+            backgrounds, similarities = np.array(line).T
+            heights.append(float(np.interp(level, backgrounds, similarities)))
+    return max(heights, default=float("-inf"))
 
 
-def masked_rows(bench: Bench, todo: Sequence[Task]) -> list[Row]:
+def masked_rows(editor: Editor, todo: Tasks) -> list[Row]:
     """What masked edits change outside, next to what the VAE alone does there."""
-    kept, bounds, changed = [], [], []
-    for task in todo:
-        inversion = bench.invert(task, EXACT, 0.0)
-        edit = bench.edit(task, inversion, 0.0, TEXT_SCALES[-1])
-        decoded = bench.vae.decode(bench.vae.encode(bchw_to_image(task.image)))
-        outside = task.mask == 0
-        for found, picture in (
-            (kept, bench.run(task, LATENT)(edit).composite),
-            (bounds, decoded.movedim(-1, 1).clamp(0, 1)),
-        ):
-            found.append(float(measure_likeness(picture, task.image, task.mask)[OUTSIDE].psnr))
-        restored = bench.run(task, PIXELS)(edit).composite
-        changed.append(float(((restored - task.image).abs() * outside).max()))
+    inversion = editor.invert(todo, EXACT, 0.0)
+    edit = editor.edit(todo, inversion, 0.0, TEXT_SCALES[-1])
+    decoded = decode(editor.bench.vae, encode(editor.bench.vae, todo.image), None)
+    kept, bound = (
+        float(measure_likeness(picture, todo.image, todo.mask)[OUTSIDE].psnr.mean())
+        for picture in (editor.run(todo, LATENT)(edit).composite, decoded)
+    )
+    restored = editor.run(todo, PIXELS)(edit).composite
+    changed = ((restored - todo.image).abs() * (todo.mask == 0)).max()
     return [
-        Row("masked edits, latent only: background PSNR, upper the VAE bound",
-            statistics.mean(kept), upper=statistics.mean(bounds)),
-        Row("masked edits with pixels: largest change outside", max(changed), bound=0.0, at_least=False),
+        Row("masked edits, latent only: background PSNR, upper the VAE bound", kept, upper=bound),
+        Row("masked edits with pixels: largest change outside", float(changed), bound=0.0, at_least=False),
     ]  # fmt: skip
 
 

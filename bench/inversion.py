@@ -1,15 +1,18 @@
-"""How near does the way back come?  python dev.py bench inversion [--scenes N] [--oracle-only]
+"""How near does the way back come?  python dev.py bench inversion [--only PART ...] [--scenes N] [--few N]
 
-First mixtures of Gaussians, where every error is the method's own; then the miniature: PSNR against calls for every
-method on unseen drawings and on photographs that installed packages carry, by the words alone and with the picture
-in the prompt; then the paper's first experiment, in which the condition gets tighter and the method stays DDIM;
-then edits (`editing`). All pictures are 128 px; PSNR of latents is over the range of the clean ones.
-Curves go to build/bench_inversion_calls.png and build/bench_inversion_tightness.png: look at them.
+oracle: mixtures of Gaussians, where every error is the method's own.
+drawings, photographs: the miniature on unseen drawings and on photographs that installed packages carry: PSNR
+    against calls for every method, by the words alone and with the picture in the prompt. The default and
+    DDIM at most calls are measured on all pictures, the other points on the first few.
+tightness: the paper's first experiment, in which the condition gets tighter and the method stays DDIM.
+edits: see `editing`. memory: what the way up needs beyond a stock sampler.
+All pictures are 128 px; PSNR of latents is over the range of the clean ones.
+Curves go to build/bench_inversion_calls_*.png and build/bench_inversion_tightness.png: look at them.
 """
 
 import argparse
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,34 +24,27 @@ from torch import Tensor
 from ..mini.landscapes import scene
 from ..mini.painter import paint
 from ..mini.pool import UNSEEN_FROM
-from ..models.common.images import bchw_to_image
 from ..models.common.metrics import WHOLE, MissingMetricError, measure_likeness, measure_lpips
 from ..models.inversion.methods import METHODS
-from ..nodes import mini as nodes
-from ..nodes.host.attention import Conditioning
-from ..nodes.host.image_prompt import (
-    ONE_EACH,
-    ImageAdapter,
-    ImagePrompt,
-    apply_image_prompt,
-    open_image_adapter,
-)
 from ..nodes.host.samplers import replay
-from ..nodes.inversion.pictures import decode, encode
+from ..nodes.host.vae import decode, encode
 from ..nodes.inversion.run import Settings, invert_latent, source_guider
 from ._inversion_oracle import oracle_rows
 from ._inversion_plots import draw_calls, draw_tightness
+from ._memory import memory_rows
+from ._miniature import ADAPTER, Miniature
 from ._rows import Row, report
 from .editing import editing_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = ROOT / "mini" / "weights" / "image_prompt.safetensors"
-SIZE, CHUNK = 128, 10  # px; pictures at once
-CALLS = (10, 20, 50)  # of the way up, about
+SIZE, CHUNK = 128, 20  # px; pictures at once
+CALLS = (10, 20, 50)  # of the way up
 IMAGE_WEIGHT = 0.4  # the paper's
 DEFAULT, DDIM, ITERATIVE = "uni-inv", "ddim (paper)", "fixed point"
 CALLS_A_STEP = {"midpoint": 2, ITERATIVE: 3}  # this with two iterations
+CALLS_BESIDE = {DEFAULT: 1, "fireflow": 1}  # of the first slope
 EXACT_STEPS = 20
+TIGHTNESS_SCENES = 25
 TEXT, IMAGE = "words", "words and picture"
 PACKAGES = {"skimage": "data", "sklearn": "datasets/images"}
 PHOTOGRAPHS = (
@@ -57,145 +53,155 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Pictures that are measured together."""
 
     name: str
     planes: Tensor  # (b 3 h w)
-    captions: list[str]
+    captions: tuple[str, ...]
+
+    def first(self, count: int) -> "Group":
+        return Group(self.name, self.planes[:count], self.captions[:count])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
-    """Means over a group."""
+    """What was found of each picture of a group, by figure (b)."""
 
     calls: int
-    latent_db: float
-    picture_db: float
-    bound_db: float
-    mse: float
-    ssim: float
-    lpips: float | None
+    found: Mapping[str, Tensor]
+
+    def first(self, count: int) -> "Point":
+        return Point(self.calls, {name: values[:count] for name, values in self.found.items()})
+
+    def mean(self, figure: str) -> float:
+        return float(self.found[figure].mean())
+
+    @property
+    def latent_db(self) -> float:
+        return self.mean("latent_db")
+
+    @property
+    def picture_db(self) -> float:
+        return self.mean("picture_db")
+
+    @property
+    def bound_db(self) -> float:
+        return self.mean("bound_db")
 
 
-class Bench:
-    """The miniature, and its image adapter if that has been trained."""
+class Bench(Miniature):
+    """Measures groups."""
 
-    def __init__(self) -> None:
-        self.model, self.clip, self.vae = nodes.load_model(), nodes.load_clip(), nodes.load_vae()
-        self.adapter: ImageAdapter | None = None
-        if ADAPTER.is_file():
-            self.adapter, self.vision = open_image_adapter(ADAPTER), nodes.load_clip_vision()
+    def __init__(self, few: int) -> None:
+        super().__init__()
+        self.few = few
+        self.known: dict[tuple[str, tuple[str, ...], str, int, float], Point] = {}
 
-    def text(self, captions: Sequence[str]) -> Conditioning:
-        """One conditioning with a caption for each picture of the batch."""
-        encoded = [
-            self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0]
-            for caption in captions
-        ]
-        pooled = torch.cat([extras["pooled_output"] for _, extras in encoded])
-        return [[torch.cat([text for text, _ in encoded]), {"pooled_output": pooled}]]
+    def measure(self, group: Group, method: str, steps: int, weight: float = 0.0) -> Point:
+        """Invert and rebuild a group; what is known already is not done again."""
+        key = (group.name, group.captions, method, steps, weight)
+        if key not in self.known:
+            settings = Settings(method=method, steps=steps, iterations=2)
+            chunks = [
+                self._measure(Group(group.name, *chunk), settings, weight)
+                for chunk in zip(
+                    group.planes.split(CHUNK), _split(group.captions, CHUNK), strict=True
+                )
+            ]
+            found = {
+                name: torch.cat([chunk.found[name] for chunk in chunks]) for name in chunks[0].found
+            }
+            self.known[key] = Point(chunks[0].calls, found)
+        return self.known[key]
 
-    def points(self, group: Group, settings: Settings, weight: float = 0.0) -> Point:
-        """Invert and rebuild a group."""
-        found = [
-            self._point(group, start, settings, weight)
-            for start in range(0, len(group.planes), CHUNK)
-        ]
-        shares = [min(CHUNK, len(group.planes) - i * CHUNK) for i in range(len(found))]
-        lpips = [point.lpips for point in found]
-        return Point(
-            calls=found[0].calls,
-            **{
-                name: float(np.average([getattr(point, name) for point in found], weights=shares))
-                for name in ("latent_db", "picture_db", "bound_db", "mse", "ssim")
-            },
-            lpips=None
-            if None in lpips
-            else float(np.average(np.array(lpips, float), weights=shares)),
-        )
-
-    def _point(self, group: Group, start: int, settings: Settings, weight: float) -> Point:
-        planes = group.planes[start : start + CHUNK]
-        model, positive = self.model, self.text(group.captions[start : start + CHUNK])
-        if weight:
-            assert self.adapter is not None
-            chosen = ImagePrompt(weight=weight, combine=ONE_EACH)
-            model, positive, _ = apply_image_prompt(
-                model, self.adapter, self.vision, bchw_to_image(planes), positive, [], chosen
-            )
-        guider, latent = source_guider(model, positive), encode(self.vae, planes)
+    def _measure(self, group: Group, settings: Settings, weight: float) -> Point:
+        model, positive = self.condition(group.captions, group.planes, weight)
+        guider, latent = source_guider(model, positive), encode(self.vae, group.planes)
         inversion = invert_latent(guider, latent, settings)
         rebuilt = replay(guider, inversion)
         pictures, bound = (decode(self.vae, z, (SIZE, SIZE)) for z in (rebuilt, latent))
-        likeness = measure_likeness(pictures, planes)[WHOLE]
+        likeness = measure_likeness(pictures, group.planes)[WHOLE]
         span = (latent.amax() - latent.amin()).square()
         missed = (rebuilt - latent).flatten(1).square().mean(1).clamp(min=1e-15)
         return Point(
-            calls=inversion.calls,
-            latent_db=(10 * (span / missed).log10()).mean().item(),
-            picture_db=likeness.psnr.mean().item(),
-            bound_db=measure_likeness(bound, planes)[WHOLE].psnr.mean().item(),
-            mse=likeness.mse.mean().item(),
-            ssim=likeness.ssim.mean().item(),
-            lpips=_lpips(pictures, planes),
+            inversion.calls,
+            {
+                "latent_db": 10 * (span / missed).log10(),
+                "picture_db": likeness.psnr,
+                "bound_db": measure_likeness(bound, group.planes)[WHOLE].psnr,
+                "mse": likeness.mse,
+                "ssim": likeness.ssim,
+                **_lpips(pictures, group.planes),
+            },
         )
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the inversion methods.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--oracle-only", action="store_true")
+    parser.add_argument("--few", type=int, default=8)
+    parser.add_argument("--cpu", action="store_true", help="heeded before this module runs")
     options = parser.parse_args()
-    rows = oracle_rows()
-    if not options.oracle_only:
-        bench = Bench()
-        for group in (drawings(options.scenes), photographs()):
-            if group is not None:
-                rows += curve_rows(bench, group)
-        rows += tightness_rows(bench, drawings(options.scenes))
-        rows += editing_rows()
-    report("inversion", rows, keep_others=options.oracle_only)
+    bench = Bench(options.few)
+    for part in options.only:
+        report("inversion", PARTS[part](bench, options.scenes), keep_others=True)
 
 
-def curve_rows(bench: Bench, group: Group) -> list[Row]:
+def curve_rows(bench: Bench, group: Group | None) -> list[Row]:
     """PSNR against calls, and the bars."""
-    conditions = {TEXT: 0.0} | ({IMAGE: IMAGE_WEIGHT} if bench.adapter else {})
+    if group is None:
+        return []
+    rows = [Row(f"{group.name}: pictures of {DEFAULT} and {DDIM} at {CALLS[-1]} calls", len(group.captions)),
+            Row(f"{group.name}: pictures of the other points", min(bench.few, len(group.captions)))]  # fmt: skip
+    conditions = {TEXT: 0.0}
+    if bench.adapter:
+        conditions[IMAGE] = IMAGE_WEIGHT
+    else:
+        rows.append(Row(f"{group.name}: {ADAPTER.name} is missing, so not {IMAGE}", 0.0))
     curves: dict[tuple[str, str], list[Point]] = {}
-    rows = (
-        []
-        if bench.adapter
-        else [Row(f"{group.name}: {ADAPTER.name} is missing, so not {IMAGE}", 0.0)]
-    )
     for condition, weight in conditions.items():
-        for name, method in METHODS.items():
-            counts = (EXACT_STEPS,) if method.exact or method.stochastic else CALLS
-            for calls in counts:
-                steps = max(2, calls // CALLS_A_STEP.get(name, 1))
-                point = bench.points(
-                    group, Settings(method=name, steps=steps, iterations=2), weight
-                )
-                curves.setdefault((name, condition), []).append(point)
-                told = f"{group.name}, {condition}: {name}, {point.calls} calls"
-                print(f"{told}: latent {point.latent_db:.1f} dB, picture {point.picture_db:.2f} dB")
-                rows.append(Row(f"{told}, latent dB", point.latent_db))
-                rows.append(
-                    Row(f"{told}, picture dB", point.picture_db, None, upper=point.bound_db)
-                )
-    draw_calls(ROOT / "build" / f"bench_inversion_calls_{group.name}.png", curves)
+        for name, calls in _points():
+            whole = name in (DEFAULT, DDIM) and calls == CALLS[-1]
+            point = bench.measure(
+                group if whole else group.first(bench.few), name, _steps(name, calls), weight
+            )
+            curves.setdefault((name, condition), []).append(point)
+            told = f"{group.name}, {condition}: {name}, {point.calls} calls"
+            print(
+                f"{told}: latent {point.latent_db:.1f} dB, picture {point.picture_db:.2f} dB",
+                flush=True,
+            )
+            rows.append(Row(f"{told}, latent dB", point.latent_db))
+            rows.append(Row(f"{told}, picture dB", point.picture_db, None, upper=point.bound_db))
+    alike = {key: [point.first(bench.few) for point in curve] for key, curve in curves.items()}
+    draw_calls(ROOT / "build" / f"bench_inversion_calls_{group.name}.png", alike)
     return rows + bar_rows(group.name, curves)
 
 
-def bar_rows(group: str, curves: dict[tuple[str, str], list[Point]]) -> list[Row]:
+def _points() -> list[tuple[str, int]]:
+    """Methods, and about how many calls each is to take on its way up."""
+    return [
+        (name, calls)
+        for name, method in METHODS.items()
+        for calls in ((EXACT_STEPS,) if method.exact or method.stochastic else CALLS)
+    ]
+
+
+def _steps(name: str, calls: int) -> int:
+    return max(2, (calls - CALLS_BESIDE.get(name, 0)) // CALLS_A_STEP.get(name, 1))
+
+
+def bar_rows(group: str, curves: Mapping[tuple[str, str], Sequence[Point]]) -> list[Row]:
     rows = []
     for (name, condition), points in curves.items():
         if METHODS[name].exact:
-            lost = points[-1].bound_db - points[-1].picture_db
-            rows.append(
-                Row(f"{group}, {condition}: {name}, dB below the VAE bound", lost, None, 0.1, False)
-            )
+            lost = (points[-1].found["bound_db"] - points[-1].found["picture_db"]).max()
+            told = f"{group}, {condition}: {name}, dB below the VAE bound, worst picture"
+            rows.append(Row(told, float(lost), None, 0.1, False))
     for name in (DDIM, ITERATIVE, DEFAULT):
         pairs = zip(curves[name, TEXT], curves.get((name, IMAGE), []), strict=False)
         rows += [
@@ -228,52 +234,45 @@ def bar_rows(group: str, curves: dict[tuple[str, str], list[Point]]) -> list[Row
 
 def tightness_rows(bench: Bench, group: Group) -> list[Row]:
     """The paper's first experiment: DDIM under conditions that pin the picture down more and more."""
-    captions: dict[str, Callable[[str], str]] = {
-        "null": lambda caption: "",
-        "short caption": lambda caption: " ".join(caption.split()[:3]),
-        "full caption": lambda caption: caption,
+    part = group.first(TIGHTNESS_SCENES)
+    looser = {
+        "null": ("",) * len(part.captions),
+        "short caption": tuple(" ".join(caption.split()[:3]) for caption in part.captions),
     }
-    settings = Settings(method=DDIM, steps=50)
     found = {
-        name: bench.points(Group(name, group.planes, [made(c) for c in group.captions]), settings)
-        for name, made in captions.items()
+        name: bench.measure(Group(part.name, part.planes, captions), DDIM, CALLS[-1])
+        for name, captions in looser.items()
     }
+    # of all pictures, because the curves need them, too
+    found["full caption"] = bench.measure(group, DDIM, CALLS[-1]).first(len(part.captions))
     if bench.adapter:
-        found["picture"] = bench.points(group, settings, IMAGE_WEIGHT)
+        tight = bench.measure(group, DDIM, CALLS[-1], IMAGE_WEIGHT)
+        found["picture"] = tight.first(len(part.captions))
     draw_tightness(ROOT / "build" / "bench_inversion_tightness.png", found)
     rows, before = [], None
-    print(f"\n{'DDIM, 50 steps':16} {'PSNR':>7} {'L2':>9} {'SSIM':>7} {'LPIPS':>7} {'latent':>7}")
     for name, point in found.items():
-        lpips = "-" if point.lpips is None else f"{point.lpips:.4f}"
-        print(
-            f"{name:16} {point.picture_db:7.2f} {point.mse:9.6f} {point.ssim:7.4f} {lpips:>7} {point.latent_db:7.2f}"
-        )
-        looser = None if before is None else before.latent_db
-        rows += [
-            Row(
-                f"tightness, {name}: latent dB (bound: the looser one's)",
-                point.latent_db,
-                looser,
-                looser,
-            ),
-            Row(f"tightness, {name}: PSNR", point.picture_db, upper=point.bound_db),
-            Row(f"tightness, {name}: L2", point.mse),
-            Row(f"tightness, {name}: SSIM", point.ssim),
-        ]
-        if point.lpips is not None:
-            rows.append(Row(f"tightness, {name}: LPIPS", point.lpips))
+        for figure, (told, at_least) in TIGHTER.items():
+            if figure in point.found:
+                bound = None if before is None else before.mean(figure)
+                rows.append(
+                    Row(f"tightness, {name}: {told}", point.mean(figure), bound, bound, at_least)
+                )
         before = point
-    return rows
+    missing = _missing_lpips()
+    return (
+        rows if missing is None else [*rows, Row(f"tightness: no LPIPS. {missing}", float("nan"))]
+    )
 
 
 def drawings(count: int) -> Group:
     paintings = [paint(scene(UNSEEN_FROM + i), SIZE) for i in range(count)]
     planes = torch.from_numpy(np.stack([painting.image for painting in paintings]))
-    return Group("drawings", planes.movedim(-1, 1).float() / 255, [p.caption for p in paintings])
+    captions = tuple(painting.caption for painting in paintings)
+    return Group("drawings", planes.movedim(-1, 1).float() / 255, captions)
 
 
-def photographs() -> Group | None:
-    """Squares cut from photographs that come with installed packages, 20 at most."""
+def photographs(count: int) -> Group | None:
+    """Squares cut from photographs that come with installed packages, so many at most."""
     cut: list[np.ndarray] = []
     for package, folder in PACKAGES.items():
         found = importlib.util.find_spec(package)
@@ -282,11 +281,13 @@ def photographs() -> Group | None:
             continue
         files = [Path(found.origin).parent / folder / name for name in PHOTOGRAPHS]
         for path in filter(Path.is_file, files):
-            cut += _squares(cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            assert picture is not None
+            cut += _squares(picture[..., ::-1])
     if not cut:
         return None
-    planes = torch.from_numpy(np.stack(cut[:20])).movedim(-1, 1).float() / 255
-    return Group("photographs", planes, [""] * len(planes))
+    planes = torch.from_numpy(np.stack(cut[:count])).movedim(-1, 1).float() / 255
+    return Group("photographs", planes, ("",) * len(planes))
 
 
 def _squares(picture: np.ndarray) -> list[np.ndarray]:
@@ -298,11 +299,41 @@ def _squares(picture: np.ndarray) -> list[np.ndarray]:
     return [cv2.resize(part, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for part in parts]
 
 
-def _lpips(pictures: Tensor, planes: Tensor) -> float | None:
+def _split(captions: tuple[str, ...], count: int) -> list[tuple[str, ...]]:
+    return [captions[start : start + count] for start in range(0, len(captions), count)]
+
+
+def _lpips(pictures: Tensor, planes: Tensor) -> dict[str, Tensor]:
     try:
-        return measure_lpips([(pictures, planes)])[0].mean().item()
+        return {"lpips": measure_lpips([(pictures, planes)])[0]}
     except MissingMetricError:
-        return None
+        return {}
+
+
+def _missing_lpips() -> str | None:
+    """Why it cannot be had."""
+    grey = torch.zeros(1, 3, SIZE, SIZE)
+    try:
+        measure_lpips([(grey, grey)])
+    except MissingMetricError as error:
+        return str(error)
+
+
+TIGHTER = {  # what tells how near the way back comes: its name, and whether more is nearer
+    "latent_db": ("latent dB", True),
+    "picture_db": ("PSNR", True),
+    "mse": ("L2", False),
+    "ssim": ("SSIM", True),
+    "lpips": ("LPIPS", False),
+}
+PARTS: dict[str, Callable[[Bench, int], list[Row]]] = {
+    "oracle": lambda bench, scenes: oracle_rows(),
+    "memory": lambda bench, scenes: memory_rows(bench),
+    "photographs": lambda bench, scenes: curve_rows(bench, photographs(scenes)),
+    "drawings": lambda bench, scenes: curve_rows(bench, drawings(scenes)),
+    "tightness": lambda bench, scenes: tightness_rows(bench, drawings(scenes)),
+    "edits": lambda bench, scenes: editing_rows(bench),
+}
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.sd
 import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, pad
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from ..models.common.images import bchw_to_image, image_to_bchw, mask_to_b1hw
+from ..models.common.images import image_to_bchw, mask_to_b1hw
 from ..models.common.metrics import (
     OUTSIDE,
     WHOLE,
@@ -23,6 +22,8 @@ from ..models.common.metrics import (
     paired,
     regions,
 )
+from .host.image_text import picture_features, text_features
+from .host.vae import through_vae
 
 Cells = list[str]
 
@@ -112,7 +113,7 @@ class ImageMetrics(io.ComfyNode):
         wanted = paired(planes, image_to_bchw(reference, "reference"))
         height, width = planes.shape[-2:]
         inside = None if mask is None else mask_to_b1hw(mask, len(planes), height, width)
-        bound = None if vae is None else _through_vae(vae, wanted)
+        bound = None if vae is None else through_vae(vae, wanted)
         found = measure_likeness(planes, wanted, inside)
         best = None if bound is None else measure_likeness(bound, wanted, inside)
         table = [_header(found, best), *_likeness_lines(found, best)]
@@ -129,16 +130,6 @@ class ImageMetrics(io.ComfyNode):
             float(whole.ssim.mean()),
             float(background.nanmean()),
         )
-
-
-def _through_vae(vae: comfy.sd.VAE, planes: Tensor) -> Tensor:
-    """Pictures (b 3 h w) encoded and decoded, filled up to the VAE's grid on the way."""
-    grid: Any = vae.spacial_compression_encode()
-    height, width = planes.shape[-2:]
-    filled = pad(planes, (0, -width % grid, 0, -height % grid), mode="replicate")
-    image = vae.decode(vae.encode(bchw_to_image(filled)))
-    image = image.reshape(-1, *image.shape[-3:])[:, :height, :width]  # video VAEs give frames
-    return image.movedim(-1, 1).to(planes).clamp(0.0, 1.0)
 
 
 def _header(found: dict[str, Likeness], best: dict[str, Likeness] | None) -> Cells:
@@ -217,23 +208,12 @@ class Judge:
     def _seen(self, image: Tensor) -> Tensor:
         if self.clip_vision is None:
             raise MissingMetricError("CLIP similarity needs clip_vision")
-        return self.clip_vision.encode_image(bchw_to_image(image))["image_embeds"].float().cpu()
+        return picture_features(self.clip_vision, image)
 
     def _read(self) -> Tensor:
         if self.clip is None or not self.text:
             raise MissingMetricError("CLIP similarity to text needs clip, clip_vision and text")
-        tokens = self.clip.tokenize(self.text)
-        # not in core's annotation: its flag takes this word, too
-        unprojected: Any = "unprojected"
-        answer: Any = self.clip.encode_from_tokens(tokens, return_pooled=unprojected)
-        pooled = answer[1]
-        projection = None if pooled is None else _projection(self.clip, pooled.shape[-1])
-        if pooled is None or projection is None:
-            raise MissingMetricError(
-                "CLIP similarity to text needs a text encoder with its projection, which checkpoints "
-                "leave out: load the whole CLIP-L or CLIP-G file with Load CLIP"
-            )
-        return projection(pooled.to(self.clip.patcher.load_device)).float().cpu()
+        return text_features(self.clip, [self.text])
 
     def _cosine(self, seen: Tensor, other: Tensor) -> str:
         if seen.shape[-1] != other.shape[-1]:
@@ -242,17 +222,6 @@ class Judge:
                 f"{other.shape[-1]}, clip_vision {seen.shape[-1]}"
             )
         return f"{100 * cosine_similarity(seen, other).mean():.2f}"
-
-
-def _projection(clip: comfy.sd.CLIP, width: int) -> nn.Linear | None:
-    """The layer that brings a pooled text to the space of pictures; None where it does nothing."""
-    unit = torch.eye(width, device=clip.patcher.load_device)
-    for name, layer in clip.cond_stage_model.named_modules():
-        if name.endswith("text_projection") and isinstance(layer, nn.Linear):
-            fits = layer.in_features == width
-            if fits and not torch.equal(layer(unit), unit):  # core starts with none
-                return layer
-    return None
 
 
 def _aligned(table: list[Cells]) -> list[str]:

@@ -6,17 +6,13 @@ weights. In memory the weights keep the type that they have in the file.
 """
 
 import json
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from .decoupled_attention import LayerShape
 from .files import write_whole
@@ -28,14 +24,12 @@ from .image_adapter import (
     PlusProjection,
     Projection,
 )
+from .weight_files import METADATA_KEY, State, read_state
 
-METADATA_KEY = "veduta"
 PROJECTION, ATTENTION = "image_proj", "ip_adapter"
 ATTENTION_TOO = "adapter_modules"  # what some programs call it
 NEEDED = "an IP-Adapter of the kind base, plus, plus-face or full-face for SD1.5 or SDXL is needed"
 BASES = {("SD1.5", 768): "SD1.5", ("SD1.5", 1024): "SD2.1", ("SDXL", 2048): "SDXL"}
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def load_image_adapter(path: Path, name: str | None = None) -> LoadedImageAdapte
             f"{name} is missing in {path.parent}; put an IP-Adapter there (the miniature's comes "
             "with the pack)"
         )
-    state, about = _read(path, name)
+    state, about = read_state(path, name)
     projection, attention = _part(state, PROJECTION), _part(state, ATTENTION, ATTENTION_TOO)
     problem = _special_kind(projection, attention) or _foreign_kind(state, projection, attention)
     if problem:
@@ -106,47 +100,6 @@ def save_image_adapter(
     told = {"kind": "image adapter", "base": base, **(about or {})}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(told)}
     write_whole(path, lambda draft: save_file(half, draft, metadata))
-
-
-def _read(path: Path, name: str) -> tuple[State, dict[str, Any]]:
-    size = f"{name} ({path.stat().st_size} bytes)"
-    if path.suffix != ".safetensors":
-        return _read_pickle(path, name, size), {}
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{size} cannot be read as safetensors: it is cut short or another kind of file; copy it "
-            f"again ({str(error).splitlines()[0]})"
-        ) from error
-    return state, about
-
-
-def _read_pickle(path: Path, name: str, size: str) -> State:
-    with path.open("rb") as file:
-        is_archive = file.read(4) == b"PK\x03\x04"
-    if is_archive and not zipfile.is_zipfile(path):  # its directory is at the end
-        raise ValueError(f"{size} is cut short, the whole file is needed; copy it again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{name} holds more than weights or is no PyTorch file, and is not opened, since that "
-            "could run code; get the .safetensors of it, or convert it where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{size} is damaged, the whole file is needed; copy it again") from error
-    return dict(_flat(content if isinstance(content, dict) else {}))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Tensor]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, Tensor):
-            yield f"{prefix}{key}", value
 
 
 def _part(state: State, *prefixes: str) -> State:

@@ -1,5 +1,6 @@
 """Pictures to train on: an IMAGE batch, or a folder with a caption beside each picture."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from ...models.common.images import image_to_bchw
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MASK_SUFFIX = ".mask.png"  # of a file beside a picture: boat.mask.png belongs to boat.jpg
+WIDE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0}  # modes of 16-bit grey
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Picture:
     name: str
     caption: str
     load: Callable[[], Tensor]  # (3 h w), 0..1
+    mask: Path | None = None  # of a folder's picture, where a mask lies beside it
 
 
 def batch_pictures(image: Tensor, caption: str) -> list[Picture]:
@@ -63,16 +67,27 @@ def folder_pictures(folder: Path, category: str, caption: str) -> list[Picture]:
     captions = caption_lines(caption, len(paths))
     return [
         Picture(
-            str(path.relative_to(root)), _own_caption(path) or line, lambda path=path: _read(path)
+            str(path.relative_to(root)),
+            _own_caption(path) or line,
+            lambda path=path: read_picture(path),
+            mask_of(path),
         )
         for path, line in zip(paths, captions, strict=True)
     ]
 
 
 def picture_paths(folder: Path) -> list[Path]:
-    """Every picture file below a folder, by name."""
+    """Every picture file below a folder, by name; masks beside pictures are none of them."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if path.is_file())
+    return sorted(
+        path for path in found if path.is_file() and not path.name.lower().endswith(MASK_SUFFIX)
+    )
+
+
+def mask_of(path: Path) -> Path | None:
+    """The mask that lies beside a picture, if one does."""
+    mask = path.with_suffix(MASK_SUFFIX)
+    return mask if mask.is_file() else None
 
 
 def training_folder(folder: str) -> Path:
@@ -135,19 +150,49 @@ def _own_caption(path: Path) -> str:
     text = path.with_suffix(".txt")
     if not text.is_file():
         return ""
-    return " ".join(text.read_text(encoding="utf-8-sig", errors="replace").split())
+    content = text.read_bytes()
+    encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return " ".join(content.decode(encoding).split())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{text.name} is not text in UTF-8 (byte {error.start} is no part of it); open it in an "
+            f"editor and save it as UTF-8, or remove it from {text.parent}"
+        ) from error
 
 
-def _read(path: Path) -> Tensor:
+def read_picture(path: Path) -> Tensor:
+    """A still picture of any kind that Pillow reads, upright, what is transparent over white.
+
+    Returns:
+        (3 h w), 0..1.
+
+    Raises:
+        ValueError: the file is damaged, no picture, or animated.
+    """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            frames = getattr(file, "n_frames", 1)
+            upright = _eight_bits(ImageOps.exif_transpose(file)).convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(
             f"{path.name} cannot be read as a picture ({error}); remove it from {path.parent}"
         ) from error
+    if frames > 1:
+        raise ValueError(
+            f"{path.name} holds {frames} frames, a still picture is needed; save one of them as a file "
+            f"of its own and remove this one from {path.parent}"
+        )
     pixels = torch.from_numpy(np.array(upright)).float() / 255.0
     return image_to_bchw(pixels[None], path.name)[0]
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled down, which Pillow would cut off at 255 instead."""
+    if picture.mode not in WIDE:
+        return picture
+    values = np.asarray(picture, np.float32) * (255.0 / WIDE[picture.mode])
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 
 
 def rgb_bytes(picture: Tensor) -> np.ndarray:

@@ -17,13 +17,13 @@ from ..host.image_prompt import (
     FITS,
     JOINED,
     PADDED,
-    UNCONDS,
     ZERO_PIXELS,
     ImageAdapter,
     ImagePrompt,
     apply_image_prompt,
     open_image_adapter,
 )
+from ..host.inputs import interval_inputs, uncond_input
 from ..host.types import ImageAdapterSocket
 
 CATEGORY = "Veduta/Inversion"
@@ -127,21 +127,10 @@ class ApplyImageAdapter(io.ComfyNode):
                         "more to say."
                     ),
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the sampling from which on the picture acts; 0 is the first step.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the sampling until which the picture acts.",
+                *interval_inputs(
+                    "Share of the sampling from which on the picture acts; 0 is the first step.",
+                    "Share of the sampling until which the picture acts.",
+                    advanced=False,
                 ),
                 io.Combo.Input(
                     "layers",
@@ -153,15 +142,9 @@ class ApplyImageAdapter(io.ComfyNode):
                         "where things are; content is all but style."
                     ),
                 ),
-                io.Combo.Input(
-                    "uncond",
-                    options=list(UNCONDS),
-                    default=ZERO_PIXELS,
-                    advanced=True,
-                    tooltip=(
-                        "What the negative sees. zero pixels: cfg strengthens text and picture; same "
-                        "picture in both: cfg strengthens the text alone."
-                    ),
+                uncond_input(
+                    "What the negative sees. zero pixels: cfg strengthens text and picture; same picture "
+                    "in both: cfg strengthens the text alone."
                 ),
                 io.Combo.Input(
                     "combine",

@@ -10,13 +10,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...models.common.images import bchw_to_image
-from ...models.common.metrics import OUTSIDE, WHOLE, Likeness, measure_likeness, paired
+from ...models.common.metrics import OUTSIDE, WHOLE, Likeness, measure_likeness
 from ...models.inversion.editing.masks import GatheredPlaces
 from ...models.inversion.editing.tune import least_reaching
 from ...models.inversion.trajectory import Inversion
 from ..host.attention import Conditioning
 from ..host.image_prompt import ZERO_PIXELS, ImageAdapter
 from ..host.samplers import check_inverted_by, replay
+from ..host.vae import decode
 from .edit_plan import (
     CATEGORY,
     NEGATIVE,
@@ -29,7 +30,7 @@ from .edit_plan import (
 )
 from .edit_region import BLEND, KEEPS, PIXELS, SOFTS, Region, checked_mask
 from .guider import Concept
-from .pictures import checked_pictures, decode
+from .pictures import checked_pictures
 
 MAX_WEIGHT = 1.5  # of the picture where it is searched for; beyond it pictures burn
 
@@ -129,7 +130,7 @@ class EditInversion(io.ComfyNode):
             negative_from=negative_from,
         )  # fmt: skip
         run = EditRun(
-            vae=vae, source=planes, mask=_mask_for(mask, planes), auto_mask=auto_mask,
+            vae=vae, source=planes, mask=_mask_for(mask, planes, inversion), auto_mask=auto_mask,
             keep=keep_outside, soft=soft_mask, feather_px=feather_px,
         )  # fmt: skip
         if wanted_psnr > 0:
@@ -211,22 +212,39 @@ def _targets(positive: Conditioning | None) -> int:
 def _source_planes(
     vae: comfy.sd.VAE, model: ModelPatcher, inversion: Inversion, image: Tensor | None
 ) -> Tensor:
-    """The pictures that were inverted, one for each edit."""
-    count, size_px = len(inversion.clean), inversion.source.size_px
-    if image is None:
+    """The pictures that were inverted: one for each edit, of a video one for each frame."""
+    size_px, is_video = inversion.source.size_px, inversion.clean.ndim > 4
+
+    def decoded() -> Tensor:
         return decode(vae, model.model.process_latent_out(inversion.clean), size_px)
+
+    if image is None:
+        return decoded()
     planes = checked_pictures(image)
+    count = len(decoded()) if is_video else len(inversion.clean)
     height, width = size_px or planes.shape[-2:]
     if planes.shape[-2:] != (height, width):
         raise ValueError(
             f"image is {planes.shape[-1]} x {planes.shape[-2]} px, the inverted picture is {width} x "
             f"{height} px; connect the picture that was inverted"
         )
-    return paired(planes.new_empty(count, 3, height, width), planes, "image")
+    if len(planes) not in (1, count):
+        raise ValueError(
+            f"image holds {len(planes)} pictures, inversion holds {count}; connect those that were inverted"
+        )
+    return planes.expand(count, -1, -1, -1)
 
 
-def _mask_for(mask: Tensor | None, planes: Tensor) -> Tensor | None:
-    return None if mask is None else checked_mask(mask, len(planes), *planes.shape[-2:])
+def _mask_for(mask: Tensor | None, planes: Tensor, inversion: Inversion) -> Tensor | None:
+    if mask is None:
+        return None
+    checked = checked_mask(mask, len(planes), *planes.shape[-2:])
+    if inversion.clean.ndim > 4 and len(checked) > 1:
+        raise ValueError(
+            f"mask holds {len(checked)} masks and inversion a video, one for all of its frames is needed; "
+            "pass one mask"
+        )
+    return checked
 
 
 def _tuned(run: EditRun, edit: Edit, wanted: float) -> tuple[Edited, str]:

@@ -11,6 +11,7 @@ from ...models.inversion.editing.concepts import ConceptRule
 from ...models.inversion.trajectory import Inversion
 from ..host.attention import Conditioning
 from ..host.image_prompt import ZERO_PIXELS, ImageAdapter
+from ..host.inputs import interval_inputs
 from .edit_plan import (
     CATEGORY,
     NEGATIVE,
@@ -130,23 +131,10 @@ class EditConcept(io.ComfyNode):
                         "most, 0 all of it."
                     ),
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.1,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of the steps before which it waits; later keeps the layout more.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of the steps after which it rests.",
+                *interval_inputs(
+                    "Share of the steps before which it waits; later keeps the layout more.",
+                    "Share of the steps after which it rests.",
+                    start=0.1,
                 ),
                 io.Mask.Input(
                     "mask",

@@ -18,13 +18,13 @@ from ..host.attention import Conditioning, with_extra
 from ..host.guiders import Conditionings
 from ..host.image_prompt import (
     ONE_EACH,
-    UNCONDS,
     ZERO_PIXELS,
     ImageAdapter,
     ImagePrompt,
     apply_image_prompt,
 )
-from ..host.types import ImageAdapterSocket, InversionSocket
+from ..host.inputs import interval_inputs, picture_inputs, uncond_input
+from ..host.types import InversionSocket
 from .guider import Concept, EditGuider, Guidance, Prompts
 
 CATEGORY = "Veduta/Inversion"
@@ -254,15 +254,9 @@ def expert_inputs() -> list[io.Input]:
                 "both, as in the paper."
             ),
         ),
-        io.Combo.Input(
-            "uncond",
-            options=list(UNCONDS),
-            default=ZERO_PIXELS,
-            advanced=True,
-            tooltip=(
-                "What the negative sees of the picture. zero pixels: text_scale strengthens text and "
-                "picture; same picture in both: the text alone."
-            ),
+        uncond_input(
+            "What the negative sees of the picture. zero pixels: text_scale strengthens text and picture; "
+            "same picture in both: the text alone."
         ),
         io.Combo.Input(
             "negative_from",
@@ -298,23 +292,9 @@ def expert_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="CFG++: text_scale then counts from 0 to 1; 0.6 is usual. For Euler ways down.",
         ),
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="Share of the steps from which on the scales hold; before it they are 1.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="Share of the steps until which the scales hold; after it they are 1.",
+        *interval_inputs(
+            "Share of the steps from which on the scales hold; before it they are 1.",
+            "Share of the steps until which the scales hold; after it they are 1.",
         ),
     ]
 
@@ -337,13 +317,6 @@ def prompt_inputs(image_tooltip: str) -> list[io.Input]:
             optional=True,
             tooltip="From Edit Concept: what to add and to remove besides.",
         ),
-        ImageAdapterSocket.Input(
-            "image_adapter", optional=True, tooltip="Makes the picture part of the edit's prompt."
-        ),
-        io.ClipVision.Input(
-            "clip_vision",
-            optional=True,
-            tooltip="The image encoder that image_adapter was trained with.",
-        ),
+        *picture_inputs("Makes the picture part of the edit's prompt."),
         io.Image.Input("image", optional=True, tooltip=image_tooltip),
     ]

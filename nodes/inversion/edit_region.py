@@ -80,7 +80,10 @@ class Region:
         """The region (b 1 h w) after a run; None is everywhere."""
         mask = self.mask
         if self.places is not None:
-            found = F.interpolate(self.places.mask().cpu(), scale_factor=px)[..., :height, :width]
+            places = self.places.mask().cpu()
+            if places.ndim > 4:
+                places = places.amax(2)  # a video: a place of any frame
+            found = F.interpolate(places, scale_factor=px)[..., :height, :width]
             mask = found if mask is None else mask * found
         return mask
 

@@ -15,9 +15,11 @@ from ...models.common.images import bchw_to_image
 from ...models.inversion.methods import DEFAULT, METHODS
 from ..host.attention import Conditioning
 from ..host.image_prompt import ONE_EACH, ImageAdapter, ImagePrompt, apply_image_prompt
+from ..host.inputs import picture_inputs
 from ..host.samplers import InversionNoise, checked_latent, replay, stock_latent
-from ..host.types import ImageAdapterSocket, InversionSocket
-from .pictures import checked_pictures, decode, dithered, encode, padded
+from ..host.types import InversionSocket
+from ..host.vae import decode, encode, padded
+from .pictures import checked_pictures, dithered
 from .report import describe
 from .run import AUTO, Settings, invert_latent, source_guider
 
@@ -117,13 +119,17 @@ def _source_of(
     dither: float,
     seed: int,
 ) -> _Source:
-    if (image is None) == (latent is None):
-        came = "neither image nor latent is" if image is None else "both image and latent are"
-        raise ValueError(f"{came} connected, one of them is needed; connect the image")
+    if image is not None and latent is not None:
+        raise ValueError(
+            "both image and latent are connected, one of them is needed; disconnect the latent"
+        )
     if latent is not None:
         samples = checked_latent(latent["samples"])
         return _Source(decode(vae, samples, None), samples, None)
-    assert image is not None
+    if image is None:
+        raise ValueError(
+            "neither image nor latent is connected, one of them is needed; connect the image"
+        )
     planes = checked_pictures(image)
     height, width = planes.shape[-2:]
     samples = encode(vae, padded(dithered(planes, dither, seed), vae))
@@ -316,14 +322,7 @@ def _conditions() -> list[io.Input]:
                 "or another tight condition in it. Set its cfg to 1."
             ),
         ),
-        ImageAdapterSocket.Input(
-            "image_adapter", optional=True, tooltip="Makes the picture itself part of the prompt."
-        ),
-        io.ClipVision.Input(
-            "clip_vision",
-            optional=True,
-            tooltip="The image encoder that image_adapter was trained with.",
-        ),
+        *picture_inputs("Makes the picture itself part of the prompt."),
     ]
 
 

@@ -19,16 +19,17 @@ from veduta.mini.landscapes import scene
 from veduta.mini.painter import paint
 from veduta.mini.pool import UNSEEN_FROM
 from veduta.models.common.image_adapter_files import save_image_adapter
-from veduta.models.inversion.editing.masks import latent_mask
+from veduta.models.inversion.editing.masks import GatheredPlaces, latent_mask
 from veduta.models.inversion.methods import METHODS
 from veduta.models.inversion.stored_residual import StoredResidual
 from veduta.nodes import mini
 from veduta.nodes.host.image_prompt import SAME_PICTURE, open_image_adapter
 from veduta.nodes.host.samplers import InversionNoise, replay
-from veduta.nodes.inversion.edit import EditInversion
+from veduta.nodes.host.vae import padded
+from veduta.nodes.inversion.edit import EditInversion, _mask_for, _source_planes
 from veduta.nodes.inversion.edit_guider import EditConcept, MakeEditGuider
 from veduta.nodes.inversion.edit_plan import NEGATIVE_SOURCE
-from veduta.nodes.inversion.edit_region import BY_STEP, LATENT, OFF
+from veduta.nodes.inversion.edit_region import BY_STEP, LATENT, OFF, Region
 from veduta.nodes.inversion.run import Settings, invert_latent, source_guider
 
 EQUAL = {"rtol": 0, "atol": 0}
@@ -381,8 +382,6 @@ def test_other_noise_levels_than_the_inversions_are_refused(model, inversion, gu
 
 
 def test_a_picture_of_any_size_comes_back_in_it(edit, model, vae, texts):
-    from veduta.nodes.inversion.pictures import padded
-
     picture = torch.from_numpy(paint(scene(UNSEEN_FROM + 1), SIZE).image)[None].float() / 255
     picture = picture[:, :40, :]
     planes = padded(picture.movedim(-1, 1), vae).movedim(1, -1)
@@ -394,3 +393,25 @@ def test_a_picture_of_any_size_comes_back_in_it(edit, model, vae, texts):
     found = edit(inversion=narrow, image=picture, mask=mask)[1]
     assert found.shape == picture.shape
     assert_close(found[:, :, SIZE // 2 :], picture[:, :, SIZE // 2 :], **EQUAL)
+
+
+def test_a_video_has_one_source_picture_for_each_frame(model, vae, inversion, image):
+    """Of what surrounds the network only: the miniature's draws no videos."""
+    video = replace(inversion, clean=inversion.clean[:, :, None].expand(-1, -1, 3, -1, -1))
+
+    class Video:
+        def decode(self, latent):
+            return vae.decode(latent[0].movedim(1, 0))[None]
+
+    assert _source_planes(Video(), model, video, None).shape == (3, 3, SIZE, SIZE)
+    frames = image.expand(3, -1, -1, -1)
+    planes = _source_planes(Video(), model, video, frames)
+    assert_close(planes, frames.movedim(-1, 1), **EQUAL)
+    with pytest.raises(ValueError, match="image holds 2 pictures, inversion holds 3"):
+        _source_planes(Video(), model, video, frames[:2])
+    with pytest.raises(ValueError, match="mask holds 3 masks and inversion a video"):
+        _mask_for(torch.ones(3, SIZE, SIZE), planes, video)
+    places = GatheredPlaces(0.5)
+    places.add(torch.rand(1, 4, 3, 8, 8))
+    region = Region(mask=None, places=places, keep=LATENT, soft=BY_STEP, feather_px=0)
+    assert region.in_pixels(SIZE, SIZE, 8).shape == (1, 1, SIZE, SIZE)

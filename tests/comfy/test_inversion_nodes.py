@@ -18,9 +18,10 @@ from veduta.mini.painter import paint
 from veduta.models.common.image_adapter_files import save_image_adapter
 from veduta.nodes import mini
 from veduta.nodes.host.image_prompt import open_image_adapter
+from veduta.nodes.host.vae import padded
 from veduta.nodes.inversion.files import LoadInversion, SaveInversion
 from veduta.nodes.inversion.invert import END_STATE, Invert
-from veduta.nodes.inversion.pictures import dithered, padded
+from veduta.nodes.inversion.pictures import dithered
 
 STEPS, EXACT = 2, "stored residual (exact)"
 
