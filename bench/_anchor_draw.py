@@ -38,6 +38,7 @@ BINS = np.linspace(0.15, 0.85, 9)  # of the wanted horizon: eight targets
 SIZE = 128  # px; what the miniature draws best
 STEPS, SAMPLER, SCHEDULER = 16, "dpmpp_2m", "karras"
 TEXT_SCALE, ANCHOR_SCALE = 4.0, 4.0
+FIRM_SCALE = 10.0  # for tilts, which the default follows by little more than half
 HIGH, LOW = 0.38, 0.62  # beyond them the drawings' captions may say "high" or "low horizon"
 
 
