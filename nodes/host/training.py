@@ -26,7 +26,7 @@ class FrozenDenoiser:
         self.device: torch.device = model.load_device
         self._texts = list(texts)
         self._base: Any = model.model
-        self._options = _transformer_options(model)
+        self._options = options_for_backward(model)
 
     @property
     def text_count(self) -> int:
@@ -96,19 +96,20 @@ def frozen_denoiser(
     Raises:
         ValueError: the model is of another family, or a conditioning has several entries.
     """
-    clone = attend_extra(_ready_for_backward(model))
+    clone = attend_extra(ready_for_backward(model))
     comfy.model_management.load_models_gpu([clone], force_full_load=True)
     clone.pre_run()
     try:
         with ordinary_weights(clone.model):
             latent = torch.zeros_like(ordinary(latent), device=clone.load_device)
-            texts = [_encoded(clone, conditioning, latent) for conditioning in conditionings]
+            texts = [encoded_conds(clone, conditioning, latent) for conditioning in conditionings]
             yield FrozenDenoiser(clone, texts)
     finally:
         clone.cleanup()
 
 
-def _ready_for_backward(model: ModelPatcher) -> ModelPatcher:
+def ready_for_backward(model: ModelPatcher) -> ModelPatcher:
+    """The MODEL, or a clone of it that stays loaded and computes in a precision fit to learn in."""
     if model.is_dynamic():  # streamed weights are gone when the backward pass needs them
         model = model.clone(disable_dynamic=True)
     dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
@@ -120,20 +121,33 @@ def _ready_for_backward(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
-def _transformer_options(model: ModelPatcher) -> dict[str, Any]:
+def options_for_backward(model: ModelPatcher) -> dict[str, Any]:
+    """The `transformer_options` of a MODEL, with an attention that has a backward pass."""
     options = dict(model.model_options.get("transformer_options", {}))
     options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(model.wrappers)
     options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(model.callbacks)
     # not every attention that a user may have chosen has a backward pass
-    options["optimized_attention_override"] = _attend_with_pytorch
+    options["optimized_attention_override"] = attend_with_pytorch
     return options
 
 
-def _attend_with_pytorch(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+def attend_with_pytorch(_: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
-def _encoded(model: ModelPatcher, conditioning: Conditioning, latent: Tensor) -> dict[str, Any]:
+def encoded_conds(
+    model: ModelPatcher, conditioning: Conditioning, latent: Tensor
+) -> dict[str, Any]:
+    """What `apply_model` is given for a CONDITIONING, by its names; gradients go through.
+
+    Args:
+        model: a loaded one.
+        conditioning: of one entry.
+        latent: (1 c h w), of the size that the model is shown.
+
+    Raises:
+        ValueError: the conditioning has several entries.
+    """
     if len(conditioning) != 1:
         raise ValueError(
             f"a conditioning has {len(conditioning)} entries, training takes one; connect a plain "
