@@ -47,6 +47,12 @@ RECIPES = {
 BATCH = {"vae": 8, "image_text": 64, "unet": 16}
 CROP = 64  # px a side of what the autoencoder trains on
 MIN_SNR_GAMMA = 5.0  # layout first: nearly clean steps count for less
+TOKEN_TABLE = {"seed": networks.TOKEN_TABLE_SEED, "std": networks.TOKEN_STD}
+IMAGE_TEXT_CONFIGS = {
+    "text_config": networks.TEXT_CONFIG,
+    "vision_config": networks.VISION_CONFIG,
+}
+SECOND_SEEDS = 1000  # first weights of second models: far from the stages' own seeds
 NO_CAPTION_SHARE = 0.1  # of the training pictures, for classifier-free guidance
 
 
@@ -58,10 +64,9 @@ def main(argv: list[str]) -> None:
         "--go-on", action="store_true", help="start unet and anchor from mini/weights"
     )
     parser.add_argument("--steps", type=int, help="length of the stage, instead of its recipe's")
+    parser.add_argument("--seed", type=int, help="image_text alone: a second model, to judge by")
     options = parser.parse_args(argv)
-    unknown = [stage for stage in options.stages if stage not in STAGES]
-    if unknown:
-        parser.error(f"there is no stage {unknown[0]}; choose from {', '.join(STAGES)}")
+    _check(parser, options)
     for name in options.stages or STAGES:
         if name == "horizon":
             horizon.main([])
@@ -75,7 +80,9 @@ def main(argv: list[str]) -> None:
         recipe = RECIPES[name]
         if options.steps:
             recipe = replace(recipe, steps=options.steps)
-        if name == "unet":
+        if options.seed:
+            train_second_image_text(options.run, replace(recipe, seed=options.seed))
+        elif name == "unet":
             train_unet(options.run, recipe, options.go_on)
         elif name == "anchor":
             from .anchor import labelled, train_anchor  # like the card it needs ComfyUI's nodes
@@ -93,6 +100,14 @@ def main(argv: list[str]) -> None:
             train_image_prompt(options.run, recipe, pictures)
         else:
             TRAINERS[name](options.run, recipe)
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    unknown = [stage for stage in options.stages if stage not in STAGES]
+    if unknown:
+        parser.error(f"there is no stage {unknown[0]}; choose from {', '.join(STAGES)}")
+    if options.seed is not None and (options.seed < 1 or options.stages != ["image_text"]):
+        parser.error("--seed is 1 or more, and for the stage image_text alone")
 
 
 def train_vae(run: Path, recipe: Recipe) -> None:
@@ -145,11 +160,27 @@ def _crops(images: NDArray[np.uint8], generator: Generator) -> Tensor:
 
 
 def train_image_text(run: Path, recipe: Recipe) -> None:
+    """The image-text model; its text encoder, which the denoiser reads, has a file of its own."""
+    state = _trained_image_text(run, recipe, "image_text", seed=2)
+    text = {k: v for k, v in state.items() if k.startswith("text")}
+    _save("text_encoder", text, {"config": networks.TEXT_CONFIG, "token_table": TOKEN_TABLE})
+    rest = {k: v for k, v in state.items() if k not in text}
+    _save("image_text", rest, IMAGE_TEXT_CONFIGS)
+
+
+def train_second_image_text(run: Path, recipe: Recipe) -> None:
+    """A model of other first weights and another order of pictures, to judge what the first rewarded."""
+    name = f"image_text_seed{recipe.seed}"
+    state = _trained_image_text(run, recipe, name, SECOND_SEEDS + recipe.seed)
+    _save(name, state, IMAGE_TEXT_CONFIGS)
+
+
+def _trained_image_text(run: Path, recipe: Recipe, name: str, seed: int) -> dict[str, Tensor]:
     """Contrastive training; captions that say the same are not pushed apart."""
     images, captions = _pool(run)
     tokens = networks.tokenize(captions)
     length = int((tokens != networks.TEXT_CONFIG["eos_token_id"]).sum(1).max()) + 1
-    model = networks.build_image_text(seed=2).to(DEVICE)
+    model = networks.build_image_text(seed).to(DEVICE)
     model.set_attn_implementation("eager")  # fused attention's bf16 backward is slow on a CPU
     same = {caption: index for index, caption in enumerate(captions)}
     ids = torch.tensor([same[caption] for caption in captions])
@@ -164,21 +195,12 @@ def train_image_text(run: Path, recipe: Recipe) -> None:
         logits = out.logits_per_image.float()
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
-    fit(model, recipe, loss_of, run / "image_text", tell("image_text"))
-    state = {
+    fit(model, recipe, loss_of, run / name, tell(name))
+    return {
         k: v
         for k, v in model.state_dict().items()
         if "token_embedding" not in k and "position_ids" not in k
     }
-    text = {k: v for k, v in state.items() if k.startswith("text")}
-    table = {"seed": networks.TOKEN_TABLE_SEED, "std": networks.TOKEN_STD}
-    _save("text_encoder", text, {"config": networks.TEXT_CONFIG, "token_table": table})
-    rest = {k: v for k, v in state.items() if k not in text}
-    _save(
-        "image_text",
-        rest,
-        {"text_config": networks.TEXT_CONFIG, "vision_config": networks.VISION_CONFIG},
-    )
 
 
 def train_unet(run: Path, recipe: Recipe, go_on: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import anchor, composition, evaluate, image_prompt, inversion, mini
+from . import anchor, composition, evaluate, image_prompt, inversion, mini, saliency, style
 
 NODES: list[type[io.ComfyNode]] = [
     *mini.NODES,
@@ -10,5 +10,7 @@ NODES: list[type[io.ComfyNode]] = [
     *anchor.NODES,
     *image_prompt.NODES,
     *inversion.NODES,
+    *style.NODES,
+    *saliency.NODES,
     *evaluate.NODES,
 ]

@@ -71,8 +71,10 @@ class LoadMini(io.ComfyNode):
         return io.NodeOutput(load_model(), load_clip(), load_vae(), load_clip_vision())
 
 
-def load_model(model_options: dict[str, Any] | None = None) -> comfy.model_patcher.ModelPatcher:
-    """The miniature's denoiser as a MODEL; `model_options` is core's, for its own deep clones."""
+def load_model(
+    model_options: dict[str, Any] | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The miniature's denoiser as a MODEL; what it takes is core's, for its own deep clones."""
     state, metadata = load_weights(WEIGHTS / "unet.safetensors")
     config = MiniModel(metadata["config"])
     device = comfy.model_management.get_torch_device()
@@ -87,9 +89,10 @@ def load_model(model_options: dict[str, Any] | None = None) -> comfy.model_patch
     config.latent_format = MiniLatent(metadata["latent_rgb_factors"])  # pyright: ignore[reportAttributeAccessIssue]
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model({}, device=offload_device)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=device, offload_device=offload_device
-    )
+    kind: Any = comfy.model_patcher.CoreModelPatcher
+    if disable_dynamic:
+        kind = comfy.model_patcher.ModelPatcher
+    patcher = kind(model, load_device=device, offload_device=offload_device)
     prefixed = {UNET_PREFIX + key: value for key, value in state.items()}
     model.load_model_weights(prefixed, UNET_PREFIX, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (model_options,))
@@ -116,7 +119,14 @@ def load_clip() -> comfy.sd.CLIP:
 def load_vae() -> comfy.sd.VAE:
     """The miniature's autoencoder as a VAE."""
     state, _ = load_weights(WEIGHTS / "vae.safetensors")
-    return comfy.sd.VAE(sd=state)
+    vae = comfy.sd.VAE(sd=state)
+    vae.patcher.cached_patcher_init = (_load_vae_patcher, ())
+    return vae
+
+
+def _load_vae_patcher(**_: Any) -> comfy.model_patcher.ModelPatcher:
+    """What core calls for a deep clone, which makes it one of the kind it needs."""
+    return load_vae().patcher
 
 
 def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:

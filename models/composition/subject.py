@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.spectral_residual import spectral_residual
 from .horizon_lines import square_of
 
 SIDE = 64  # saliency is a coarse question; the whole frame is squeezed to this square
@@ -130,10 +131,7 @@ def _spectral_residual(channels: Array) -> Array:
 
 
 def _residual_of(channel: Array, side: int) -> Array:
-    spectrum = np.fft.fft2(channel)
-    log = np.log(np.abs(spectrum) + 1e-4).astype(np.float32)
-    residual = log - cv2.blur(log, (3, 3), borderType=cv2.BORDER_REFLECT)
-    back = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
+    back = spectral_residual(torch.from_numpy(channel)[None, None].double())[0, 0].numpy()
     smooth = cv2.GaussianBlur(back.astype(np.float32), (0, 0), 1.5)
     return _unit(cv2.resize(smooth, (side, side)))
 

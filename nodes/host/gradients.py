@@ -7,6 +7,11 @@ from typing import Any
 import comfy.model_management
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+OUT_OF_PLACE: dict[Any, Any] = {  # what torch calls for x += y and the like
+    Tensor.add_: torch.add, Tensor.sub_: torch.sub, Tensor.mul_: torch.mul, Tensor.div_: torch.div,
+}  # fmt: skip
 
 
 @contextmanager
@@ -30,6 +35,17 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def ordinary_all(value: Any) -> Any:
+    """The same for every tensor in lists, tuples and dictionaries; these are made anew."""
+    if isinstance(value, Tensor):
+        return ordinary(value)
+    if isinstance(value, dict):
+        return {key: ordinary_all(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(ordinary_all(one) for one in value)
+    return value
+
+
 @contextmanager
 def ordinary_weights(network: nn.Module) -> Iterator[None]:
     """Let autograd read a frozen network's weights, at no memory; call inside `gradients`.
@@ -51,6 +67,31 @@ def ordinary_weights(network: nn.Module) -> Iterator[None]:
             now = slots.get(name)
             if now is stand_in and stand_in.data_ptr() == before.data_ptr():
                 slots[name] = before
+
+
+@contextmanager
+def ordinary_attributes(holder: object) -> Iterator[None]:
+    """The same for tensors that a plain object holds, such as a latent format's statistics."""
+    before = {k: x for k, x in vars(holder).items() if isinstance(x, Tensor) and x.is_inference()}
+    vars(holder).update({name: tensor.clone() for name, tensor in before.items()})
+    try:
+        yield
+    finally:
+        vars(holder).update(before)
+
+
+class out_of_place(TorchFunctionMode):
+    """Let `x += y` and the like make a new tensor, as autograd needs where the old one was kept.
+
+    Enter it round the forward pass of one network of core's, whose residuals are added in place.
+    A bare `x.add_(y)` cannot be told from `x += y` and is lost: core does it to masks in attention
+    without PyTorch's kernel, so let a network that has masks attend with PyTorch.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return OUT_OF_PLACE.get(func, func)(*args, **(kwargs or {}))
 
 
 def _replace(network: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor, Tensor]]:

@@ -1,0 +1,1 @@
+"""Saliency and rewards: where people look, and how good a picture is. Import from the modules."""
