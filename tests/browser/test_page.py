@@ -22,7 +22,8 @@ PAGE_TIMEOUT_MS = 120_000
 RUN_TIMEOUT_MS = 600_000
 
 IS_READY = "() => window.app?.graph && window.app.extensionManager?.setting && LiteGraph.registered_node_types['VedutaAnchor']"
-# the page is what is tested here; tests/comfy runs every workflow in its full length
+# the page is what is tested here; tests/comfy runs every workflow in its full length, the demo
+# the trainings too
 FEW_STEPS = """most => {
   for (const node of app.graph.nodes)
     for (const widget of node.widgets ?? [])
