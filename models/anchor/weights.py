@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.decoupled_attention import LayerShape, TokenAdapter
 from ..common.files import write_whole
+from ..common.weight_files import read_safetensors
 from .adapter import AnchorAdapter
 
 METADATA_KEY = "veduta"
@@ -89,7 +89,7 @@ def load_adapter(path: Path, name: str | None = None) -> LoadedAdapter:
         raise FileNotFoundError(
             f"{name} is missing in {path.parent}; put an anchor adapter there, or train one"
         )
-    state, metadata = _read(path, name)
+    state, metadata = read_safetensors(path, name)
     told = _description(metadata, state, name)
     layers = _layers(told, name)
     adapter = _empty_adapter(layers)
@@ -97,18 +97,6 @@ def load_adapter(path: Path, name: str | None = None) -> LoadedAdapter:
     adapter.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     adapter.requires_grad_(False).eval()
     return LoadedAdapter(adapter, str(told.get("base", "?")), FORM, told.get("about", {}))
-
-
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
-            return state, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{name} ({path.stat().st_size} bytes) cannot be read as safetensors: it is cut short or "
-            f"another kind of file; copy it again ({str(error).splitlines()[0]})"
-        ) from error
 
 
 def _description(

@@ -33,16 +33,30 @@ def read_state(path: Path, name: str) -> tuple[State, dict[str, Any]]:
     size = f"{name} ({path.stat().st_size} bytes)"
     if path.suffix != ".safetensors":
         return _read_pickle(path, name, size), {}
+    state, metadata = read_safetensors(path, name)
+    try:
+        return state, json.loads(metadata.get(METADATA_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"the description in {name} is damaged ({error}), a whole file is needed; copy it again"
+        ) from error
+
+
+def read_safetensors(path: Path, name: str) -> tuple[State, dict[str, str]]:
+    """Read the tensors of an existing .safetensors, on the CPU by name, and its metadata.
+
+    Raises:
+        ValueError: the file, called `name`, is cut short or of another kind.
+    """
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            return state, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{size} cannot be read as safetensors: it is cut short or another kind of file; copy it "
-            f"again ({str(error).splitlines()[0]})"
+            f"{name} ({path.stat().st_size} bytes) cannot be read as safetensors: it is cut short or "
+            f"another kind of file; copy it again ({str(error).splitlines()[0]})"
         ) from error
-    return state, about
 
 
 def _read_pickle(path: Path, name: str, size: str) -> State:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..common.files import write_whole
+from ..common.weight_files import read_safetensors
 from .components import ALPHA, DOWN, IMAGE_PREFIX, UP, layer_names
 from .style import Style
 
@@ -98,7 +98,7 @@ def load_style(path: Path, name: str | None = None) -> Style:
     name = name or path.name
     if not path.is_file():
         raise FileNotFoundError(f"{name} is missing in {path.parent}; train or save a style there")
-    state, metadata = _read(path, name)
+    state, metadata = read_safetensors(path, name)
     told = _description(metadata, state, name)
     _check_layers(state, name)
     return Style(
@@ -223,18 +223,6 @@ def _data_uri(picture: Tensor) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=THUMBNAIL_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no dict
-            return state, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{name} ({path.stat().st_size} bytes) cannot be read as safetensors: it is cut short or "
-            f"another kind of file; copy it again ({str(error).splitlines()[0]})"
-        ) from error
 
 
 def _description(
