@@ -11,13 +11,11 @@ Each process then learns from --batch-size views per step; README tells more.
 """
 
 import argparse
-import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sd
 import torch
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from ...models.anchor.weights import load_adapter
 from ...models.common.anchor import PRESETS
 from ...models.common.processes import Processes, launched
 from ...models.common.training import Step
+from ..host.command import load_base
 from ..host.pictures import as_pil, folder_pictures
 from .train import training_places
 from .training import Options, Places, Stack, Trained, train_adapter
@@ -96,7 +95,15 @@ def _train(chosen: argparse.Namespace, processes: Processes) -> Trained | None:
     pictures = folder_pictures(chosen.folder, chosen.category, chosen.caption)
     start = None if chosen.adapter is None else load_adapter(chosen.adapter)
     watch = _TerminalWatch(2 * len(pictures)) if processes.is_first else _SilentWatch()
-    done = train_adapter(_stack(chosen), pictures, options, places, watch, start, processes)
+    done = train_adapter(
+        Stack(*load_base(chosen.checkpoint, chosen.miniature)),
+        pictures,
+        options,
+        places,
+        watch,
+        start,
+        processes,
+    )
     if done is not None:
         _write_pictures(done, places)
     return done
@@ -109,25 +116,6 @@ def _places(chosen: argparse.Namespace) -> Places:
     return replace(
         places, adapter=chosen.output / places.adapter.name, run=chosen.output / places.run.name
     )
-
-
-def _stack(chosen: argparse.Namespace) -> Stack:
-    if chosen.miniature == (chosen.checkpoint is not None):
-        raise ValueError(
-            "the base is missing or given twice; give --checkpoint FILE or --miniature"
-        )
-    if chosen.checkpoint is None:
-        # by name: a command is above the systems, which do not know each other
-        mini = importlib.import_module(f"{__package__}".rpartition(".")[0] + ".mini")
-        return Stack(mini.load_model(), mini.load_clip(), mini.load_vae())
-    if not chosen.checkpoint.is_file():
-        raise FileNotFoundError(f"there is no file {chosen.checkpoint}; give a checkpoint's path")
-    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(chosen.checkpoint))
-    if model is None or clip is None or vae is None:
-        raise ValueError(
-            f"{chosen.checkpoint.name} lacks its model, its CLIP or its VAE; give a checkpoint with all three"
-        )
-    return Stack(model, clip, vae)
 
 
 def _write_pictures(done: Trained, places: Places) -> None:

@@ -13,19 +13,18 @@ Each process then learns from --batch-size pairs per step; README tells more. Se
 """
 
 import argparse
-import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sd
 import torch
 from torch import Tensor
 
 from ...models.common.processes import Processes, launched
 from ...models.common.training import Step
 from ...models.styleforge.style_set import StyleSet
+from ..host.command import load_base
 from ..host.pictures import as_pil
 from .drawing import Stack
 from .places import training_places
@@ -106,7 +105,7 @@ def _train(chosen: argparse.Namespace, processes: Processes) -> Trained | None:
         paper_parity=chosen.paper_parity,
         seed=chosen.seed,
     )
-    stack, places = _stack(chosen), _places(chosen)
+    stack, places = Stack(*load_base(chosen.checkpoint, chosen.miniature)), _places(chosen)
     watch = _TerminalWatch() if processes.is_first else _SilentWatch()
     done = train_style(stack, _style_set(chosen), options, places, watch, processes=processes)
     if done is not None:
@@ -147,25 +146,6 @@ def _places(chosen: argparse.Namespace) -> Places:
     return replace(
         places, style=chosen.output / places.style.name, run=chosen.output / places.run.name
     )
-
-
-def _stack(chosen: argparse.Namespace) -> Stack:
-    if chosen.miniature == (chosen.checkpoint is not None):
-        raise ValueError(
-            "the base is missing or given twice; give --checkpoint FILE or --miniature"
-        )
-    if chosen.checkpoint is None:
-        # by name: a command is above the systems, which do not know each other
-        mini = importlib.import_module(f"{__package__}".rpartition(".")[0] + ".mini")
-        return Stack(mini.load_model(), mini.load_clip(), mini.load_vae())
-    if not chosen.checkpoint.is_file():
-        raise FileNotFoundError(f"there is no file {chosen.checkpoint}; give a checkpoint's path")
-    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(chosen.checkpoint))
-    if model is None or clip is None or vae is None:
-        raise ValueError(
-            f"{chosen.checkpoint.name} lacks its model, its CLIP or its VAE; give a checkpoint with all three"
-        )
-    return Stack(model, clip, vae)
 
 
 def _write_pictures(done: Trained, places: Places) -> None:
